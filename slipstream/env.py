@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every environment variable that Slipstream reads, a constant and a docstring each.
+
+`os.environ` is read here and in `launcher/environment.py`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+
+ISA = "SLIPSTREAM_ISA"
+"""Force an instruction-set level not above the machine's own: baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx."""
+
+NATIVE = "SLIPSTREAM_NATIVE"
+"""`0` leaves the native extension unloaded, so that the plain-torch twins serve; anything else loads it."""
+
+DISABLE = "SLIPSTREAM_DISABLE"
+"""`1` switches the codeless engine off in this process and its children, even under `ipexrun --auto_ipex`."""
+
+AUTOPATCH = "SLIPSTREAM_AUTOPATCH"
+"""Set by the launcher: JSON with the settings of the codeless engine (dtype, report folder, interpreter prefix …)."""
+
+REPORT_DIR = "SLIPSTREAM_REPORT_DIR"
+"""Set by the launcher: the folder into which each process writes its decisions at exit, one JSON file a process."""
+
+LOG = "SLIPSTREAM_LOG"
+"""Where the codeless engine writes its own failures: `stderr`, a file name, or unset for nowhere."""
+
+ONLY = "SLIPSTREAM_ONLY"
+"""A pattern of module names (fnmatch, comma-separated): only these are optimized."""
+
+SKIP = "SLIPSTREAM_SKIP"
+"""A pattern of module names (fnmatch, comma-separated): these are left alone."""
+
+CACHE = "SLIPSTREAM_CACHE"
+"""Folder for results that outlive a process (kernel choices by CPU model); default `~/.cache/slipstream`."""
+
+PLAN = "SLIPSTREAM_PLAN"
+"""Set by the launcher: the instance that this process belongs to, as JSON (index, cpus, nodes, threads)."""
+
+
+def read(name: str) -> str | None:
+    """The value of a variable, or None where it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def is_on(name: str, *, default: bool = False) -> bool:
+    """Whether a switch is on: `0`, `false`, `no`, `off` are off, any other value is on, unset is ``default``."""
+    value = read(name)
+    return default if value is None else value.strip().lower() not in {"0", "false", "no", "off"}
