@@ -48,3 +48,8 @@ def is_on(name: str, *, default: bool = False) -> bool:
     """Whether a switch is on: `0`, `false`, `no`, `off` are off, any other value is on, unset is ``default``."""
     value = read(name)
     return default if value is None else value.strip().lower() not in {"0", "false", "no", "off"}
+
+
+def remove(name: str) -> None:
+    """Take a variable away, so that processes started from here on do not inherit it."""
+    os.environ.pop(name, None)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of what is changed in torch once a script has imported it, and the two verbs on it: apply, undo.
+
+Each patch is a pair of 'module:function' strings, so that this file, like all of autopatch, imports no torch.
+`apply` runs them in order, `undo` in reverse; both may be called twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from slipstream.autopatch import activate, own_failures
+from slipstream.autopatch.settings import Settings
+
+
+@dataclass(frozen=True)
+class Patch:
+    """``apply`` takes keyword arguments from Settings by name; ``undo`` takes none."""
+
+    name: str
+    apply: str
+    undo: str
+
+
+PATCHES = (
+    Patch("leaf tier", "slipstream.optimize.leaf_tier:install", "slipstream.optimize.leaf_tier:uninstall"),
+)
+
+_applied: list[Patch] = []
+
+
+def apply(settings: Settings) -> None:
+    """Apply every patch that is not yet applied; a failing one is noted and the others go on."""
+    for patch in PATCHES:
+        if patch in _applied:
+            continue
+        try:
+            _resolve(patch.apply)(settings)
+        except Exception as error:  # noqa: BLE001 - a patch that fails must leave the script as it was
+            own_failures.note(f"patch: {patch.name}", error)
+        else:
+            _applied.append(patch)
+
+
+def undo() -> None:
+    """Take every applied patch back, the last one first."""
+    while _applied:
+        _resolve(_applied.pop().undo)()
+
+
+def apply_activated() -> None:
+    """Run by the import hook when torch has come: patch, and write a report when the process ends."""
+    settings = activate.activated_settings()
+    if settings is None:
+        return
+    from slipstream.autopatch import process_report
+
+    process_report.write_at_exit(settings)
+    apply(settings)
+
+
+def _resolve(function: str) -> Any:
+    module, _, attribute = function.partition(":")
+    return getattr(importlib.import_module(module), attribute)
