@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// slipstream::pack_linear and slipstream::linear: check tensors, split the outputs over torch's threads, call the table.
+#include <cstring>
+#include <optional>
+
+#include "../isa/level.h"
+#include "partition.h"
+#include "scratch.h"
+#include "tensor_rows.h"
+
+namespace slipstream {
+namespace {
+
+// Multiplications below which a second thread costs more than it brings (waking a team takes about 5 us; a core does about
+// 100 multiplications a nanosecond).
+constexpr int64_t kWorthAThread = 250'000;
+
+uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float to_float(const void* data, ElementType type, int64_t index) {
+  if (type == ElementType::float32) return static_cast<const float*>(data)[index];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(data)[index]) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
+  const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;
+  const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
+  if (type == ElementType::float32) {
+    float* to = static_cast<float*>(packed) + panel * size;
+    std::memset(to, 0, static_cast<size_t>(size) * sizeof(float));
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t i = 0; i < k; ++i) to[i * kPanelColumns + c] = to_float(weight.data, weight.type, (begin + c) * weight.stride + i);
+    }
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(packed) + panel * size;
+  std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t at = (i / 2 * kPanelColumns + c) * 2 + i % 2;
+      to[at] = to_bfloat16(to_float(weight.data, weight.type, (begin + c) * weight.stride + i));
+    }
+  }
+}
+
+// weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for (layout: kernels/linear.h).
+Tensor pack_linear(const Tensor& weight, bool bfloat16) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
+  Tensor holder;
+  int64_t n = 0;
+  const Rows rows = as_rows(weight, "weight", holder, n);
+  const int64_t k = weight.size(1);
+  n = weight.size(0);
+  const ElementType type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
+  Tensor packed = empty({packed_size(type, n, k)}, scalar_type(type));
+  void* to = packed.data_ptr();
+  torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) pack_panel(rows, n, k, panel, type, to);
+  });
+  return packed;
+}
+
+// The [m, n] view of an optional operand of y's shape.
+Rows operand_rows(const std::optional<Tensor>& operand, const char* argument, const LinearCall& call, Tensor& holder) {
+  if (!operand) return {};
+  int64_t rows = 0;
+  const int64_t dims = operand->dim();
+  STD_TORCH_CHECK(dims >= 1 && operand->size(dims - 1) == call.n, argument, ": last dimension is not out_features");
+  const Rows result = as_rows(*operand, argument, holder, rows);
+  STD_TORCH_CHECK(rows == call.m, argument, ": not of the output's shape");
+  return result;
+}
+
+void run(const LinearCall& call) {
+  const KernelTable& kernels = table();
+  const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
+  const int64_t work = call.m * call.n * call.k;
+  const int64_t wanted = work / kWorthAThread + 1;
+  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
+  const Grid grid = choose_grid(call.m, panels, wanted < available ? wanted : available);
+  auto compute = [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const LinearPart part = part_of(grid, index, call.m, panels);
+      kernels.linear(call, part, thread_scratch().take(kernels.linear_scratch(call, part)));
+    }
+  };
+  if (grid.size() == 1) return compute(0, 1);
+  torch::stable::parallel_for(0, grid.size(), 1, compute);
+}
+
+// y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]); y is bfloat16 or float32 as asked.
+Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::optional<Tensor> bias, int64_t post_op,
+              std::optional<Tensor> multiplier, std::optional<Tensor> residual, bool bfloat16_out) {
+  LinearCall call;
+  call.n = n;
+  call.k = k;
+  const int64_t dims = x.dim();
+  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == k, "x: last dimension is not in_features");
+  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
+  call.post_op = static_cast<PostOp>(post_op);
+  call.weight_type = element_type(packed, "packed");
+  STD_TORCH_CHECK(packed.numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
+  call.weight = packed.data_ptr();
+
+  Tensor x_holder, multiplier_holder, residual_holder, bias_holder;
+  call.x = as_rows(x, "x", x_holder, call.m);
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, "bias: not a vector of out_features");
+    call.bias_type = element_type(*bias, "bias");
+    bias_holder = n > 1 && bias->stride(0) != 1 ? torch::stable::contiguous(*bias) : *bias;
+    call.bias = bias_holder.data_ptr();
+  }
+  call.multiplier = operand_rows(multiplier, "multiplier", call, multiplier_holder);
+  call.residual = operand_rows(residual, "residual", call, residual_holder);
+
+  std::vector<int64_t> sizes(static_cast<size_t>(dims));
+  for (int64_t d = 0; d + 1 < dims; ++d) sizes[static_cast<size_t>(d)] = x.size(d);
+  sizes[static_cast<size_t>(dims - 1)] = n;
+  call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
+  Tensor y = empty(sizes, scalar_type(call.y_type));
+  call.y = y.data_ptr();
+  call.y_stride = n;
+  if (call.m > 0 && n > 0) run(call);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
+  library.def("pack_linear(Tensor weight, bool bfloat16) -> Tensor");
+  library.def(
+      "linear(Tensor x, Tensor packed, int n, int k, Tensor? bias, int post_op, Tensor? multiplier, Tensor? residual, "
+      "bool bfloat16_out) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) {
+  library.impl("pack_linear", TORCH_BOX(&pack_linear));
+  library.impl("linear", TORCH_BOX(&linear));
+}
+
+}  // namespace slipstream

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The levels of instruction sets, in ascending order; each includes all before it.
+#pragma once
+
+#include "table.h"
+
+namespace slipstream {
+
+enum class Level : int32_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx, amx_emulated };
+constexpr int32_t kLevelCount = 7;
+
+const char* name_of(Level level);
+
+// The highest level that the processor has and the kernel grants. `amx_emulated` is never found: it runs the tile kernels
+// on plain C++ tiles, so that they can be tested where there is no AMX, and has to be asked for.
+Level best_level();
+
+// Whether this machine can run a level.
+bool runs_here(Level level);
+
+// The level in use: best_level() until set_level() is called. set_level returns false, and changes nothing, when the machine
+// cannot run that level.
+Level active_level();
+bool set_level(Level level);
+
+const KernelTable& table();
+
+}  // namespace slipstream

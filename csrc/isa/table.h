@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// One table of kernels a level. A level's source file fills its own; isa/select.cpp picks the active one.
+#pragma once
+
+#include "../kernels/linear.h"
+
+namespace slipstream {
+
+struct KernelTable {
+  // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
+  size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
+  void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
+};
+
+extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;
+
+}  // namespace slipstream

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level amx_emulated: the tile kernels on plain C++ tiles, so that their addressing, tails and order are tested on every
+// machine. Slow, and in use only when SLIPSTREAM_ISA names it.
+#include "../isa/table.h"
+
+#define SLIPSTREAM_LEVEL amx_emulated
+#define SLIPSTREAM_WIDTH 4
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../simd/tile_emulated.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+#include "../kernels/amx/linear.h"
+
+namespace slipstream {
+const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear};
+}  // namespace slipstream

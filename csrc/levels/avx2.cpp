@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level avx2: 256-bit registers, FMA, F16C.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+
+#define SLIPSTREAM_LEVEL avx2
+#define SLIPSTREAM_WIDTH 8
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+
+namespace slipstream {
+const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear};
+}  // namespace slipstream
+#endif

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Levels avx512 and avx512_vnni: 512-bit registers (F, BW, DQ, VL, CD). VNNI will differ in integer kernels only.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,prefer-vector-width=512")
+
+#define SLIPSTREAM_LEVEL avx512
+#define SLIPSTREAM_WIDTH 16
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+
+namespace slipstream {
+const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear};
+}  // namespace slipstream
+#endif

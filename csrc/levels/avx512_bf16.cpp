@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level avx512_bf16: dot products of bfloat16 pairs (vdpbf16ps), conversion with rounding to nearest even.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx512bf16")
+#pragma GCC target("prefer-vector-width=512")
+
+#define SLIPSTREAM_LEVEL avx512_bf16
+#define SLIPSTREAM_WIDTH 16
+#define SLIPSTREAM_DOT_BF16
+#include "../simd/vec.h"
+#include "../simd/dot_bf16.h"
+#include "../simd/math.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+
+namespace slipstream {
+const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear};
+}  // namespace slipstream
+#endif

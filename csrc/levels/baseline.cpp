@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level baseline: what every processor of this architecture has (x86-64: SSE2).
+#include "../isa/table.h"
+
+#define SLIPSTREAM_LEVEL baseline
+#define SLIPSTREAM_WIDTH 4
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+
+namespace slipstream {
+const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear};
+}  // namespace slipstream

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// exp, tanh, sigmoid, the normal distribution: over vectors, in single precision. Needs simd/vec.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+// exp(v), relative error below 2e-7 on [-87, 88]; 0 and infinity beyond, NaN for NaN.
+// v = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series to r^7 (the next term is 5e-9), 2^n through the exponent.
+SLIPSTREAM_INLINE Vec exp(Vec v) {
+  const Vec low = broadcast(-87.3365f), high = broadcast(88.3762f);
+  const Vec x = at_most(at_least(v, low), high);
+  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec shifted = x * 1.44269504f + magic;
+  const Vec n = shifted - magic;
+  // ln 2 in two parts, so that n * ln 2 is subtracted without loss (Cody and Waite).
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = r * (1.f / 5040) + (1.f / 720);
+  p = p * r + (1.f / 120);
+  p = p * r + (1.f / 24);
+  p = p * r + (1.f / 6);
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const VecI exponent = reinterpret_cast<VecI>(shifted) << 23;
+  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<VecI>(p) + exponent);
+  const Vec infinity = broadcast(__builtin_inff());
+  return select(v < low, broadcast(0.f), select(v > high, infinity, select(v != v, v, result)));
+}
+
+SLIPSTREAM_INLINE Vec sigmoid(Vec v) { return 1.f / (1.f + exp(-v)); }
+
+// Below 0.625 an odd series (relative error 2e-7), above it 1 - 2 / (exp(2|v|) + 1), where no digits cancel.
+// The series is tanh's continued fraction v / (1 + v^2 / (3 + v^2 / (5 + ...))), cut at 11.
+SLIPSTREAM_INLINE Vec tanh(Vec v) {
+  const Vec a = absolute(v);
+  const Vec s = v * v;
+  const Vec fraction = v / (1.f + s / (3.f + s / (5.f + s / (7.f + s / (9.f + s / 11.f)))));
+  const Vec large = 1.f - 2.f / (exp(a + a) + 1.f);
+  const Vec sign_and_large = select(v < 0.f, -large, large);
+  return select(a < 0.625f, fraction, sign_and_large);
+}
+
+// The upper tail of the standard normal distribution, Q(a) for a >= 0, with absolute error below 1e-7:
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26 (erfc as a polynomial in t times exp).
+SLIPSTREAM_INLINE Vec normal_tail(Vec a) {
+  const Vec z = a * 0.70710678f;
+  const Vec t = 1.f / (1.f + z * 0.3275911f);
+  Vec p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  return 0.5f * (p * t) * exp(-z * z);
+}
+
+// v * P(X <= v): for negative v the tail itself is used, so that small results keep their digits.
+SLIPSTREAM_INLINE Vec gelu_erf(Vec v) {
+  const Vec tail = normal_tail(absolute(v));
+  return v * select(v < 0.f, tail, 1.f - tail);
+}
+
+SLIPSTREAM_INLINE Vec gelu_tanh(Vec v) {
+  // 0.5 v (1 + tanh(u)) = v sigmoid(2u), u = sqrt(2/pi) (v + 0.044715 v^3)
+  const Vec u2 = v * (1.5957691216f + 0.07135481283f * (v * v));
+  return v / (1.f + exp(-u2));
+}
+
+SLIPSTREAM_INLINE Vec silu(Vec v) { return v / (1.f + exp(-v)); }
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream

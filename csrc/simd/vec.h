@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector vocabulary: floats in registers of the width that a level has. A level's source file sets
+// SLIPSTREAM_LEVEL (its namespace) and SLIPSTREAM_WIDTH (floats a register), opens its target region and includes this.
+// Compiler vectors, not intrinsics: one text serves every level, and multiply-adds are contracted to FMA where there is one.
+
+#include "../kernels/linear.h"
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+constexpr int kWidth = SLIPSTREAM_WIDTH;
+
+typedef float Vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t VecI __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t VecU __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t VecH __attribute__((vector_size(kWidth * 2)));
+
+// The same, as they lie in memory: aligned to their elements only, and free to alias.
+typedef float VecInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t VecUInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint16_t VecHInMemory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+
+#define SLIPSTREAM_INLINE inline __attribute__((always_inline))
+
+SLIPSTREAM_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
+SLIPSTREAM_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
+SLIPSTREAM_INLINE VecU load_words(const void* p) { return *reinterpret_cast<const VecUInMemory*>(p); }
+SLIPSTREAM_INLINE Vec broadcast(float value) { return value - Vec{}; }
+
+// bfloat16 is the upper half of a float.
+SLIPSTREAM_INLINE Vec load(const uint16_t* p) {
+  const VecH half = *reinterpret_cast<const VecHInMemory*>(p);
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, VecU) << 16);
+}
+
+// Rounds to nearest even; a NaN stays a NaN (its quiet bit is set, so that the cut cannot make it an infinity).
+SLIPSTREAM_INLINE void store(uint16_t* p, Vec v) {
+  const VecU bits = reinterpret_cast<VecU>(v);
+  const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VecU nan = (bits >> 16) | 0x40u;
+  const VecU chosen = reinterpret_cast<VecU>(v != v) ? nan : rounded;
+  *reinterpret_cast<VecHInMemory*>(p) = __builtin_convertvector(chosen, VecH);
+}
+
+SLIPSTREAM_INLINE Vec select(VecI condition, Vec a, Vec b) { return condition ? a : b; }
+// NaN in v comes through: a comparison with NaN is false, and then v is taken.
+SLIPSTREAM_INLINE Vec at_least(Vec v, Vec low) { return select(v < low, low, v); }
+SLIPSTREAM_INLINE Vec at_most(Vec v, Vec high) { return select(v > high, high, v); }
+SLIPSTREAM_INLINE Vec absolute(Vec v) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(v) & 0x7fffffffu); }
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
