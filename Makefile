@@ -71,17 +71,17 @@ $(STAMPS)/torch: $(VENV)/pyvenv.cfg
 	@$(PIP) torch==2.13.0 || { echo "pip could not install torch 2.13.0: see its message above (network, or pip's own settings)" >&2; exit 1; }
 	@touch $@
 
-# The extension is built by the `native` stamp, where a failure can be told apart from a failure of pip.
+# pip compiles the extension as well, and hides what the compiler says; the `native` stamp does it in the open.
 $(STAMPS)/package: $(STAMPS)/torch pyproject.toml $(wildcard setup.py)
 	@echo "== slipstream with its development and benchmark packages"
 	@$(PIP) 'setuptools>=68' wheel
-	@SLIPSTREAM_BUILD_NATIVE=0 $(PIP) --no-build-isolation -e '.[dev,bench]' || \
+	@$(PIP) --no-build-isolation -e '.[dev,bench]' || \
 	  { echo "pip could not install slipstream's packages: see its message above" >&2; exit 1; }
 	@touch $@
 
 $(STAMPS)/native: $(STAMPS)/package $(NATIVE_SOURCES) $(wildcard setup.py)
 	@echo "== native extension"
-	@$(RUN)/python setup.py build_ext --inplace || \
+	@SLIPSTREAM_REQUIRE_NATIVE=1 $(RUN)/python setup.py build_ext --inplace || \
 	  { echo "the native extension did not compile (messages above); make NATIVE=0 … goes on without it" >&2; exit 1; }
 	@touch $@
 
