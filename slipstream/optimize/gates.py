@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a leaf's call is an ordinary eager one, so that another implementation may answer it unseen.
+
+Asked on every call of an optimized leaf: it is one expression of C calls and dictionary look-ups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.modules import module as module_file
+
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_autocast = torch.is_autocast_enabled
+_mkldnn = torch._C._get_mkldnn_enabled
+_global_hooks = (
+    module_file._global_forward_hooks,
+    module_file._global_forward_pre_hooks,
+    module_file._global_backward_hooks,
+    module_file._global_backward_pre_hooks,
+)
+
+
+def call_is_plain() -> bool:
+    """No tracing, mode, transform or autocast is active that would want to see the original operators."""
+    return not (
+        _tracing_state()
+        or _dispatch_modes()
+        or _function_modes()
+        or _functorch_level() is not None
+        or _autocast("cpu")
+        or forward_ad._current_level >= 0
+        or not _mkldnn()
+    )
+
+
+def module_is_plain(module: torch.nn.Module) -> bool:
+    """No hook and no ``forward`` of its own on this one object, and no global hooks."""
+    state: dict[str, Any] = module.__dict__
+    first, second, third, fourth = _global_hooks
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        or first
+        or second
+        or third
+        or fourth
+    )
+
+
+def tensor_is_plain(tensor: Any) -> bool:
+    """A strided CPU tensor, of torch's own class."""
+    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided

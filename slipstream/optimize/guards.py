@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two questions asked on live data before a fast implementation may answer: is it right, is it faster?
+
+Both compare with the original on a bounded sample of the input. The answer on speed is shared by all pieces
+of one kind and size, so that a model of seventy equal layers asks once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest relative error ‖fast − original‖ / ‖original‖ by the dtype that is multiplied.
+
+A bfloat16 product of random data is off by 2.4e-3 to 4e-3 and a float32 one by 1e-6; beyond five times (a
+hundred times) that, the data cancel so much that the dtype is not fit for them, or something is wrong.
+"""
+
+TRIAL_MACS = 5e7
+"""Multiply-adds of a sample: about a millisecond on one core, so a trial of eight runs stays below ten."""
+
+SMALL_MACS = 3e4
+"""Below this no kernel can repay the microsecond that the way to it takes: 30 k multiply-adds take one."""
+
+GATE_S = 1.5e-6
+"""What the checks around a fast call take; counted on the fast side of a trial."""
+
+ROUNDS = 3
+
+
+def relative_error(fast: torch.Tensor, original: torch.Tensor) -> float | None:
+    """In the norm of the whole; None where the original itself is not finite, so that nothing can be said."""
+    wanted = original.detach().double()
+    if not bool(torch.isfinite(wanted).all()):
+        return None
+    scale = float(wanted.norm())
+    distance = float((fast.detach().double() - wanted).norm())
+    if math.isnan(distance):
+        return math.inf
+    return distance / scale if scale > 0 else (0.0 if distance == 0 else math.inf)
+
+
+@dataclass
+class Verdict:
+    """``fast`` is None while one trial was lost and the second opinion is still to come."""
+
+    fast: bool | None
+    speedup_x: float
+
+
+class SpeedGuard:
+    """Trials by kind of piece and size of input. Losing takes two: the first may have met a busy core."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[Hashable, Verdict] = {}
+        self._lock = threading.Lock()
+
+    def verdict(
+        self, question: Hashable, fast: Callable[[], object], original: Callable[[], object]
+    ) -> Verdict:
+        known = self._verdicts.get(question)
+        if known is not None and known.fast is not None:
+            return known
+        speedup = time_both(fast, original)
+        won = speedup > 1.0
+        verdict = Verdict(True if won else (False if known is not None else None), speedup)
+        with self._lock:
+            self._verdicts[question] = verdict
+        return verdict
+
+    def clear(self) -> None:
+        with self._lock:
+            self._verdicts.clear()
+
+
+def time_both(fast: Callable[[], object], original: Callable[[], object]) -> float:
+    """How many times faster ``fast`` is: in turn, the best of three each, both warm."""
+    best_fast = best_original = math.inf
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        original()
+        middle = time.perf_counter()
+        fast()
+        end = time.perf_counter()
+        best_original = min(best_original, middle - start)
+        best_fast = min(best_fast, end - middle)
+    return best_original / (best_fast + GATE_S)
+
+
+speed = SpeedGuard()
+"""That of this process."""

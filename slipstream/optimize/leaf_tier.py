@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The leaf tier: leaf classes answer their calls from packed weights, through nn.Module's own call slot.
+
+`nn.Module.__call__` asks ``self._compiled_call_impl`` and calls what it finds there; that is where
+`Module.compile()` puts its result. `install` places a descriptor of that name in the leaf classes. No class
+loses its ``forward`` or ``__call__``; modules that are no leaves pay nothing; a script's own
+``module.compile()`` lands in the instance and wins; pickle, deepcopy and `torch.jit` pass the slot over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream import decision
+from slipstream.kernels import native
+from slipstream.optimize import guards, names, packs
+from slipstream.optimize.linear import LinearPiece
+from slipstream.optimize.options import Options, set_up
+from slipstream.optimize.piece import Piece
+
+SLOT = "_compiled_call_impl"
+
+PIECES: dict[type[nn.Module], type[Any]] = {
+    nn.Linear: LinearPiece,
+}
+"""Leaf class → what answers for it."""
+
+CALL_PATH = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__")
+"""What a subclass must not have replaced if it is to count as its leaf class."""
+
+_pieces: dict[int, Any] = {}
+_everywhere: list[Options] = []
+
+
+class _Slot:
+    """The class attribute. For a module in training it is what it always was: None."""
+
+    def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
+        if module is None or module.training:
+            return None
+        piece = _pieces.get(id(module))
+        return piece if piece is not None else _meet(module)
+
+
+def install(settings: Any) -> None:
+    """Cover every module of the process. ``settings`` is autopatch's Settings."""
+    set_up.budget_s = settings.budget_s
+    options = Options(getattr(torch, settings.dtype), settings.low_memory)
+    _everywhere[:] = [options]
+    open_slots()
+    decision.log.note("native kernels", native.available(), native.reason())
+
+
+def uninstall() -> None:
+    """Undo `install`, and forget every piece and pack."""
+    _everywhere.clear()
+    for leaf in PIECES:
+        if isinstance(leaf.__dict__.get(SLOT), _Slot):
+            delattr(leaf, SLOT)
+    packs.unwatch_data()
+    packs.drop_all()
+    guards.speed.clear()
+    _pieces.clear()
+
+
+def open_slots() -> None:
+    """Put the descriptor into the leaf classes; twice does no harm."""
+    packs.watch_data()
+    for leaf in PIECES:
+        if SLOT not in leaf.__dict__:
+            setattr(leaf, SLOT, _Slot())
+
+
+def adopt(module: nn.Module, name: str, options: Options) -> Piece | None:
+    """Let a piece answer for this module from now on; None where its class is not one that we know."""
+    leaf = _leaf_class(module)
+    if leaf is None:
+        return None
+    piece = PIECES[leaf](module, name, options)
+    number = id(module)
+    _pieces[number] = piece
+    weakref.finalize(module, _pieces.pop, number, None).atexit = False
+    return piece  # type: ignore[no-any-return]
+
+
+def _meet(module: nn.Module) -> Any:
+    """First call of a module, out of training. Whatever fails here is ours, and the original runs."""
+    if not _everywhere or _in_data_worker():
+        return None
+    try:
+        name = names.of(module)
+        piece = adopt(module, name, _everywhere[0]) if names.are_wanted(name) else None
+    except Exception as error:  # noqa: BLE001 - a failure of ours: the module is left alone and the report says so
+        decision.log.note(f"{type(module).__name__}: meet", False, f"slipstream failed: {error!r}")
+        piece = None
+    if piece is None:
+        module.__dict__[SLOT] = None  # nothing to be had: the descriptor is not asked again for this one
+    return piece
+
+
+def _leaf_class(module: nn.Module) -> type[nn.Module] | None:
+    """The leaf class whose stock behaviour this module has, also where its class is a subclass."""
+    kind = type(module)
+    if kind in PIECES:
+        return kind
+    for leaf in kind.__mro__:
+        if leaf in PIECES:
+            same = all(getattr(kind, name, None) is getattr(leaf, name, None) for name in CALL_PATH)
+            return leaf if same else None
+    return None
+
+
+def _in_data_worker() -> bool:
+    return torch.utils.data.get_worker_info() is not None

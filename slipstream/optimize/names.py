@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to call a module in the report, and whether the user's patterns want it.
+
+A leaf does not know where it hangs. At its first call the stack is walked up to the outermost module that is
+being called, and the path is looked up there: "BertModel.encoder.layer.0.attention.self.query".
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import weakref
+from collections import Counter
+
+from torch import nn
+
+from slipstream import env
+
+_CALL = nn.Module._wrapped_call_impl.__code__
+
+_paths: dict[int, tuple[weakref.ref[nn.Module], str, dict[int, str]]] = {}
+_roots: Counter[str] = Counter()
+_nameless: Counter[str] = Counter()
+
+
+def of(module: nn.Module) -> str:
+    """The module's path below the outermost module of this call, or its class and a number."""
+    root = _outermost(module)
+    known = _paths.get(id(root))
+    if known is None or known[0]() is not root or id(module) not in known[2]:
+        known = _index(root, None if known is None or known[0]() is not root else known[1])
+    path = known[2].get(id(module))
+    if path is None:
+        kind = type(module).__name__
+        _nameless[kind] += 1
+        return f"{kind}#{_nameless[kind]}"
+    return f"{known[1]}.{path}" if path else known[1]
+
+
+def are_wanted(name: str) -> bool:
+    """Whether SLIPSTREAM_ONLY and SLIPSTREAM_SKIP let this name through."""
+    path = name.partition(".")[2]
+
+    def matches(patterns: str) -> bool:
+        texts = [text.strip() for text in patterns.split(",") if text.strip()]
+        return any(fnmatch.fnmatchcase(part, text) for text in texts for part in (name, path))
+
+    only, skip = env.read(env.ONLY), env.read(env.SKIP)
+    return (only is None or matches(only)) and not (skip is not None and matches(skip))
+
+
+def _outermost(module: nn.Module) -> nn.Module:
+    root = module
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _CALL:
+            root = frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return root
+
+
+def _index(root: nn.Module, label: str | None) -> tuple[weakref.ref[nn.Module], str, dict[int, str]]:
+    kind = type(root).__name__
+    if label is None:
+        _roots[kind] += 1
+        label = kind if _roots[kind] == 1 else f"{kind}#{_roots[kind]}"
+        weakref.finalize(root, _paths.pop, id(root), None).atexit = False
+    entry = weakref.ref(root), label, {id(module): path for path, module in root.named_modules()}
+    _paths[id(root)] = entry
+    return entry

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the optimizer was asked for, as values of torch, and the seconds that it may still spend on set-up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """``dtype``: float32 weights are packed in it. ``low_memory``: no second float32 copy of a weight."""
+
+    dtype: torch.dtype = torch.float32
+    low_memory: bool = False
+
+
+@dataclass
+class SetUp:
+    """Seconds spent on packing and guarding in this process, against a budget if there is one."""
+
+    budget_s: float | None = None
+    spent_s: float = 0.0
+    packed_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_spent(self) -> bool:
+        return self.budget_s is not None and self.spent_s >= self.budget_s
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.spent_s += time.perf_counter() - start
+
+
+set_up = SetUp()
+"""That of this process."""
