@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from slipstream.decision import Decision
 from slipstream.errors import PlanError, UsageError
+from slipstream.runtime.cpu_list import format_cpu_list, parse_cpu_list
 
 
 def allowed_cpus(thread: int = 0) -> frozenset[int]:
@@ -41,7 +42,7 @@ def set_cpus(cpus: Iterable[int], thread: int = 0) -> None:
     # The kernel silently leaves out what the cpuset does not hold, as long as something is left.
     if (granted := allowed_cpus(thread)) != wanted:
         os.sched_setaffinity(thread, before)
-        raise _not_granted(wanted, before, f"the kernel grants only {sorted(granted)}")
+        raise _not_granted(wanted, before, f"the kernel grants only {format_cpu_list(granted)}")
 
 
 @contextlib.contextmanager
@@ -80,7 +81,9 @@ def compare(planned: Iterable[int], process: int | None = None) -> Decision:
     """
     wanted = frozenset(planned)
     held = cpus_by_thread(process)
-    what = f"affinity of process {os.getpid() if process is None else process}: CPUs {_in_words(wanted)}"
+    what = (
+        f"affinity of process {os.getpid() if process is None else process}: CPUs {format_cpu_list(wanted)}"
+    )
     escaped = {thread: mask for thread, mask in held.items() if mask - wanted}
     narrowed = {thread: mask for thread, mask in held.items() if mask < wanted}
     if escaped:
@@ -95,23 +98,15 @@ def compare(planned: Iterable[int], process: int | None = None) -> Decision:
 def _mask_in_status(path: str) -> frozenset[int] | None:
     try:
         with open(path, encoding="ascii", errors="replace") as lines:
-            line = next((line for line in lines if line.startswith("Cpus_allowed:")), None)
+            line = next((line for line in lines if line.startswith("Cpus_allowed_list:")), None)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    if line is None:
-        return None
-    # Hexadecimal words of 32 CPUs, the highest first, commas between: "ff,ffffffff".
-    mask = int(line.partition(":")[2].strip().replace(",", ""), 16)
-    return frozenset(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+    return None if line is None else frozenset(parse_cpu_list(line.partition(":")[2], argument=path))
 
 
 def _not_granted(wanted: frozenset[int], before: frozenset[int], cause: str) -> PlanError:
-    return PlanError(f"cpus {sorted(wanted)}: {cause}; this thread may use {_in_words(before)}")
+    return PlanError(f"cpus {sorted(wanted)}: {cause}; this thread may use {format_cpu_list(before)}")
 
 
 def _threads_in_words(masks: Mapping[int, frozenset[int]]) -> str:
-    return ", ".join(f"thread {thread} has {_in_words(mask)}" for thread, mask in masks.items())
-
-
-def _in_words(cpus: Iterable[int]) -> str:
-    return ",".join(map(str, sorted(cpus)))
+    return ", ".join(f"thread {thread} has {format_cpu_list(mask)}" for thread, mask in masks.items())
