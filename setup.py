@@ -23,7 +23,7 @@ SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 # The stable ABI of this torch is asked for, so that one build serves every later one: 0xMMmm0000_00000000.
 TORCH_TARGET_VERSION = "0x020a000000000000"
-COMPILE_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+COMPILE_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra".split()
 
 
 def torch_folder() -> pathlib.Path:
@@ -48,7 +48,8 @@ class BuildNative(build_ext):
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             if os.environ.get("SLIPSTREAM_REQUIRE_NATIVE") == "1":
                 raise
-            print(f"slipstream: the native extension was not built; the plain-torch twins will serve ({error})", file=sys.stderr)
+            reason = f"slipstream: the native extension was not built; the plain-torch twins will serve ({error})"
+            print(reason, file=sys.stderr)
 
     def compile_and_link(self, extension: Extension) -> None:
         torch = torch_folder()

@@ -72,7 +72,7 @@ SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t ro
 }
 
 template <PostOp op>
-inline void finish_rows(const LinearCall& call, const float* sums, int64_t sums_stride, int64_t row, int64_t rows,
+void finish_rows(const LinearCall& call, const float* sums, int64_t sums_stride, int64_t row, int64_t rows,
                         int64_t column) {
   const int64_t columns = call.n - column < kPanelColumns ? call.n - column : kPanelColumns;
   for (int64_t i = 0; i < rows; ++i) {

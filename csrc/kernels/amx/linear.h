@@ -77,11 +77,29 @@ inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t*
   tile_store(3, below + 16, kSumsStride);
 }
 
-// One row of tiles (16 rows of x or fewer) against one panel, over the whole depth. Even and odd steps have sums of their own:
-// a product's result is ready after 52 cycles, and two sums alone would leave the unit idle.
+// One row of tiles (16 rows of x or fewer) against one panel, over the whole depth.
 inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, float* sums) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
-  alignas(64) float odd[kTileRows * kPanelColumns];
+  tile_zero(0);
+  tile_zero(1);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
+    tile_load(4, x + t * kTileElements, 64);
+    tile_load(6, columns, kWeightStride);
+    tile_dot_bf16(0, 4, 6);
+    tile_load(7, columns + 32, kWeightStride);
+    tile_dot_bf16(1, 4, 7);
+  }
+  tile_store(0, sums, kSumsStride);
+  tile_store(1, sums + 16, kSumsStride);
+}
+
+// The same against two panels at once, into sums[2][16][32]: a product's result is ready after 52 cycles and one can start every
+// 16, so two sums alone would leave the unit idle. (Two sums over halves of the depth would do as well, but would make a
+// row's last bits depend on how many rows are computed beside it.)
+inline void multiply_1x4(const uint16_t* x, const uint16_t* w, int64_t panel_elements, int64_t tiles, float* sums) {
+  constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
+  float* second = sums + kTileRows * kPanelColumns;
   tile_zero(0);
   tile_zero(1);
   tile_zero(2);
@@ -90,27 +108,24 @@ inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, fl
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
     tile_load(4, x + t * kTileElements, 64);
     tile_load(6, columns, kWeightStride);
+    tile_dot_bf16(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);
-    if (t % 2 == 0) {
-      tile_dot_bf16(0, 4, 6);
-      tile_dot_bf16(1, 4, 7);
-    } else {
-      tile_dot_bf16(2, 4, 6);
-      tile_dot_bf16(3, 4, 7);
-    }
+    tile_dot_bf16(1, 4, 7);
+    tile_load(6, columns + panel_elements, kWeightStride);
+    tile_dot_bf16(2, 4, 6);
+    tile_load(7, columns + panel_elements + 32, kWeightStride);
+    tile_dot_bf16(3, 4, 7);
   }
   tile_store(0, sums, kSumsStride);
   tile_store(1, sums + 16, kSumsStride);
-  if (tiles < 2) return;
-  tile_store(2, odd, kSumsStride);
-  tile_store(3, odd + 16, kSumsStride);
-  // Rows that the tiles do not have are garbage in both and are never read.
-  for (int64_t i = 0; i < kTileRows * kPanelColumns; i += kWidth) store(sums + i, load(sums + i) + load(odd + i));
+  tile_store(2, second, kSumsStride);
+  tile_store(3, second + 16, kSumsStride);
 }
 
 inline size_t tile_scratch(const LinearCall& call, const LinearPart& part) {
   const int64_t rows = tile_block_rows(call.k, part.m_end - part.m_begin);
-  return static_cast<size_t>(rows * packed_depth(ElementType::bfloat16, call.k) * 2 + rows * kPanelColumns * 4);
+  const int64_t sums_rows = rows < 2 * kTileRows ? 2 * kTileRows : rows;  // multiply_1x4 fills two panels' sums
+  return static_cast<size_t>(rows * packed_depth(ElementType::bfloat16, call.k) * 2 + sums_rows * kPanelColumns * 4);
 }
 
 // sums[rows][32] = x . panel
@@ -138,13 +153,20 @@ inline void tile_linear(const LinearCall& call, const LinearPart& part, void* sc
   uint16_t* x = static_cast<uint16_t*>(scratch);
   float* sums = reinterpret_cast<float*>(x + block * depth_tiles * kTileDepth);
   const uint16_t* weight = static_cast<const uint16_t*>(call.weight);
+  const int64_t panel_elements = panel_size(ElementType::bfloat16, call.k);
 
   open_tiles(static_cast<int>(part_rows < kTileRows ? part_rows : kTileRows));
   for (int64_t m = part.m_begin; m < part.m_end; m += block) {
     const int64_t rows = part.m_end - m < block ? part.m_end - m : block;
     gather_tiles(call, m, rows, x, depth_tiles);
-    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      tile_panel(x, weight + panel * panel_size(ElementType::bfloat16, call.k), depth_tiles, rows, sums);
+    int64_t panel = part.panel_begin;
+    for (; rows <= kTileRows && panel + 2 <= part.panel_end; panel += 2) {
+      multiply_1x4(x, weight + panel * panel_elements, panel_elements, depth_tiles, sums);
+      finish_tile(call, sums, kPanelColumns, m, rows, panel * kPanelColumns);
+      finish_tile(call, sums + kTileRows * kPanelColumns, kPanelColumns, m, rows, (panel + 1) * kPanelColumns);
+    }
+    for (; panel < part.panel_end; ++panel) {
+      tile_panel(x, weight + panel * panel_elements, depth_tiles, rows, sums);
       finish_tile(call, sums, kPanelColumns, m, rows, panel * kPanelColumns);
     }
   }

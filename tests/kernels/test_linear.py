@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear` is its plain-torch twin: for any shape, stride, dtype, operand and level, within the bound of its docstring."""
+
+import concurrent.futures
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slipstream.errors import UsageError
+from slipstream.kernels import linear as L
+from slipstream.kernels import native
+
+DTYPES = [torch.float32, torch.bfloat16]
+ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
+"""Levels at which bfloat16 weights make x bfloat16 too."""
+
+by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def oracle(x, weight, bias, level, *, post_op="none", multiplier=None, residual=None):
+    """In float64, on the values that the kernel sees."""
+    if weight.dtype is torch.bfloat16 and level in ROUNDS_X:
+        x = x.bfloat16()
+    y = x.double() @ weight.double().T
+    if bias is not None:
+        y = y + bias.double()
+    y = L.apply_post_op(y, post_op)
+    if multiplier is not None:
+        y = y * multiplier.double()
+    if residual is not None:
+        y = y + residual.double()
+    return y
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+@st.composite
+def problems(draw):
+    m = draw(st.sampled_from([0, 1, 2, 3, 5, 12, 13, 16, 17, 31, 33, 50]))
+    n = draw(st.integers(1, 100))
+    k = draw(st.integers(1, 150))
+    seed = draw(st.integers(0, 2**31))
+    dtype = st.sampled_from(DTYPES)
+    return m, n, k, seed, draw(dtype), draw(dtype), draw(dtype), draw(dtype)
+
+
+@by_level
+@given(
+    problem=problems(),
+    post_op=st.sampled_from(L.POST_OPS),
+    with_bias=st.booleans(),
+    with_multiplier=st.booleans(),
+    with_residual=st.booleans(),
+)
+def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, with_residual):
+    m, n, k, seed, x_dtype, w_dtype, o_dtype, out_dtype = problem
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, k, generator=g).to(x_dtype)
+    weight = (torch.randn(n, k, generator=g) / k**0.5).to(w_dtype)
+    bias = torch.randn(n, generator=g).to(o_dtype) if with_bias else None
+    multiplier = torch.randn(m, n, generator=g).to(o_dtype) if with_multiplier else None
+    residual = torch.randn(m, n, generator=g).to(o_dtype) if with_residual else None
+    y = L.linear(
+        x, L.pack(weight, dtype=w_dtype), bias,
+        post_op=post_op, multiplier=multiplier, residual=residual, out_dtype=out_dtype,
+    )  # fmt: skip
+    assert y.shape == (m, n)
+    assert y.dtype is out_dtype
+    assert y.is_contiguous()
+    expected = oracle(x, weight, bias, level, post_op=post_op, multiplier=multiplier, residual=residual)
+    # The bound is on the whole and absolute near zero: post-ops squeeze large sums into small values.
+    scale = max(1.0, expected.abs().max().item()) if m else 1.0
+    rounding = 2**-8 if torch.bfloat16 in (out_dtype, *([] if level != "plain" else [w_dtype])) else 4e-6
+    assert torch.allclose(y.double(), expected, rtol=rounding, atol=rounding * scale)
+
+
+@pytest.mark.parametrize("w_dtype", DTYPES)
+@pytest.mark.parametrize("k", [768, 4096])
+def test_error_is_within_the_docstring(level, w_dtype, k):
+    if level == native.EMULATED and k > 1000:
+        k = 1056  # emulation takes a second a million products; more than four passes of 256 is what matters
+    torch.manual_seed(k)
+    x, weight = torch.randn(37, k), torch.randn(70, k)
+    y = L.linear(x, L.pack(weight, dtype=w_dtype))
+    error = relative_error(y, x.double() @ weight.double().T)
+    assert error <= (1e-6 if w_dtype is torch.float32 else 4e-3)
+
+
+def test_strides_do_not_matter(level):
+    torch.manual_seed(1)
+    weight = torch.randn(40, 48)
+    packed = L.pack(weight, dtype=torch.float32)
+    base = torch.randn(6, 9, 96)
+    for x in (
+        base[..., :48], base[:, ::2, :48], base[::2, :, 48:], base.transpose(0, 1)[..., :48], base[..., ::2],
+        base.permute(2, 1, 0)[:48].transpose(0, 2), torch.randn(48), torch.randn(1, 1, 1, 48),
+        torch.randn(1, 48).expand(5, 48),
+    ):  # fmt: skip
+        torch.testing.assert_close(L.linear(x, packed), x @ weight.T, rtol=1e-5, atol=1e-5)
+    strided = torch.randn(48, 40).T
+    torch.testing.assert_close(
+        L.linear(base[0, :, :48], L.pack(strided, dtype=torch.float32)),
+        base[0, :, :48] @ strided.T, rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+    operand = torch.randn(9, 80)[:, ::2]
+    torch.testing.assert_close(
+        L.linear(base[0, :, :48], packed, residual=operand, multiplier=operand),
+        (base[0, :, :48] @ weight.T) * operand + operand, rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("post_op", L.POST_OPS)
+def test_nan_and_infinity_stay_in_their_rows(level, dtype, post_op):
+    torch.manual_seed(2)
+    x, weight = torch.randn(20, 40), torch.randn(33, 40)
+    x[3, 7], x[15, 0], x[19, 39] = float("nan"), float("inf"), float("-inf")
+    packed = L.pack(weight, dtype=dtype)
+    y = L.linear(x, packed, post_op=post_op)
+    clean = torch.ones(20, dtype=torch.bool)
+    clean[[3, 15, 19]] = False
+    assert torch.isfinite(y[clean]).all()
+    assert torch.isnan(y[3]).all()
+    expected = L.plain_linear(x, weight.to(dtype), post_op="none")
+    if post_op == "none":
+        assert torch.equal(y.isinf(), expected.isinf())
+        assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+
+
+def test_large_values_do_not_overflow_in_post_ops(level):
+    x = torch.linspace(-120, 120, 481).reshape(-1, 1)
+    packed = L.pack(torch.ones(1, 1), dtype=torch.float32)
+    for post_op in L.POST_OPS:
+        expected = L.apply_post_op(x.double(), post_op)
+        bound = 1e-6 if level == "plain" else 4e-7  # torch's own float32 gelu is off by 5.3e-7 at -3
+        y = L.linear(x, packed, post_op=post_op).double()
+        torch.testing.assert_close(y, expected, rtol=2e-6, atol=bound)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (4, 5, 0), (3, 0, 4)])
+def test_empty(level, m, n, k):
+    bias = torch.randn(n)
+    y = L.linear(torch.randn(m, k), L.pack(torch.randn(n, k), dtype=torch.float32), bias)
+    torch.testing.assert_close(y, bias.expand(m, n))
+
+
+def test_two_threads_give_the_bits_of_one(level):
+    torch.manual_seed(3)
+    before = torch.get_num_threads()
+    shapes = [(1, 300, 200), (50, 40, 96)] if level == native.EMULATED else [(1, 1500, 768), (257, 700, 300), (5, 64, 4000)]
+    try:
+        for m, n, k in shapes:
+            x, packed = torch.randn(m, k), L.pack(torch.randn(n, k), dtype=torch.bfloat16)
+            torch.set_num_threads(1)
+            alone = L.linear(x, packed)
+            torch.set_num_threads(2)
+            assert torch.equal(L.linear(x, packed), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(level):
+    torch.manual_seed(5)
+    if level == "plain":
+        pytest.skip("torch's own matmul does not promise this")
+    for dtype in DTYPES:
+        x, packed = torch.randn(35, 600), L.pack(torch.randn(140, 600), dtype=dtype)
+        together = L.linear(x, packed)
+        for rows in (1, 2, 3, 5, 14, 33):
+            assert torch.equal(L.linear(x[:rows], packed), together[:rows])
+
+
+def test_concurrent_calls_give_the_same_bits(level):
+    torch.manual_seed(4)
+    calls = 40 if level == native.EMULATED else 2500
+    x, packed = torch.randn(9, 64), L.pack(torch.randn(48, 64), dtype=torch.bfloat16)
+    wide, wide_packed = torch.randn(33, 200), L.pack(torch.randn(96, 200), dtype=torch.bfloat16)
+    expected, wide_expected = L.linear(x, packed), L.linear(wide, wide_packed)
+
+    def work(_):
+        return all(
+            torch.equal(L.linear(x, packed), expected)
+            and (i % 10 or torch.equal(L.linear(wide, wide_packed), wide_expected))
+            for i in range(calls)
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_bad_input_names_the_argument():
+    weight = torch.randn(4, 6)
+    with pytest.raises(UsageError, match="weight"):
+        L.pack(torch.randn(4), dtype=torch.float32)
+    with pytest.raises(UsageError, match="dtype"):
+        L.pack(weight, dtype=torch.float16)
+    with pytest.raises(UsageError, match=r"weight\.dtype"):
+        L.pack(weight.double(), dtype=torch.float32)
+    packed = L.pack(weight, dtype=torch.float32)
+    with pytest.raises(UsageError, match="post_op mish"):
+        L.linear(torch.randn(2, 6), packed, post_op="mish")
+    with pytest.raises(UsageError, match="dtype"):
+        L.linear(torch.randn(2, 6).double(), packed)
+    with pytest.raises(RuntimeError):
+        L.linear(torch.randn(2, 5), packed)
+    with pytest.raises(RuntimeError, match="gradient"):
+        L.linear(torch.randn(2, 6, requires_grad=True), packed)
+
+
+@pytest.mark.skipif(not native.available(), reason="the operators are native")
+def test_native_checks_its_operands():
+    packed = L.pack(torch.randn(4, 6), dtype=torch.float32)
+    x = torch.randn(2, 6)
+    with pytest.raises(RuntimeError, match="bias"):
+        L.linear(x, packed, torch.randn(5))
+    with pytest.raises(RuntimeError, match="residual"):
+        L.linear(x, packed, residual=torch.randn(3, 4))
+    with pytest.raises(RuntimeError, match="multiplier"):
+        L.linear(x, packed, multiplier=torch.randn(2, 5))
+    with pytest.raises(RuntimeError, match="packed"):
+        torch.ops.slipstream.linear(x, packed.data[:-1], 4, 6, None, 0, None, None, False)
+
+
+@pytest.mark.skipif(not native.available(), reason="the operators are native")
+def test_operators_are_seen_by_export():
+    packed = L.pack(torch.randn(4, 6), dtype=torch.bfloat16)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return torch.ops.slipstream.linear(x, packed.data, 4, 6, None, 1, None, None, False)
+
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        exported = torch.export.export(Model(), (x,), strict=False)
+        assert torch.equal(exported.module()(x), Model()(x))
