@@ -38,6 +38,9 @@ CACHE = "SLIPSTREAM_CACHE"
 PLAN = "SLIPSTREAM_PLAN"
 """Set by the launcher: the instance that this process belongs to, as JSON (index, cpus, nodes, threads)."""
 
+PRELOAD_BEFORE = "SLIPSTREAM_PRELOAD_BEFORE"
+"""Set by the launcher where it preloads a library: what LD_PRELOAD was, so that child programs get just that."""
+
 
 def read(name: str) -> str | None:
     """The value of a variable, or None where it is unset or empty."""
@@ -53,3 +56,11 @@ def is_on(name: str, *, default: bool = False) -> bool:
 def remove(name: str) -> None:
     """Take a variable away, so that processes started from here on do not inherit it."""
     os.environ.pop(name, None)
+
+
+def write(name: str, value: str) -> None:
+    """Set a variable for this process and those that it starts from here on; empty text takes it away."""
+    if value:
+        os.environ[name] = value
+    else:
+        remove(name)

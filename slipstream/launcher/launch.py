@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to an exit code: topology, plan, environment, processes, report. The other files do the work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from slipstream import env
+from slipstream.errors import PlanError
+from slipstream.launcher import environment, report
+from slipstream.launcher.options import LaunchOptions
+from slipstream.launcher.plan import LaunchPlan, make_plan
+from slipstream.launcher.preload import choose_preload
+from slipstream.launcher.process import binder
+from slipstream.runtime.cpu_list import format_cpu_list
+from slipstream.runtime.topology import Topology, read_topology
+
+
+def launch(options: LaunchOptions, *, command: str) -> int:
+    """Run what ``options`` ask for, or print its plan."""
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{command}: {text}\n")
+        sys.stderr.flush()
+
+    for note in options.notes:
+        say(f"note: {note}")
+    environ = environment.callers_environment()
+    topology = _topology(options)
+    plan = _plan(options, topology, environ)
+    if options.plan_form:
+        _print_plan(plan, topology, options.plan_form)
+        return 0
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+    _check_still_fits(plan, topology)
+    return _run(plan, options, environ, say)
+
+
+def _topology(options: LaunchOptions) -> Topology:
+    if options.topology:
+        from slipstream.launcher.topology_file import load_topology
+
+        return load_topology(options.topology)
+    return read_topology()
+
+
+def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> LaunchPlan:
+    if options.plan_from:
+        return report.plan_from_file(options.plan_from)
+    plan = make_plan(topology, options.placement)
+    preload = choose_preload(options.libraries, environ)
+    words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
+    around = environment.Surroundings(environ, preload, words, buffered=not _needs_pipes(plan, options))
+    instances = tuple(environment.equip(one, options, around) for one in plan.instances)
+    more = (*preload.warnings, *warnings, *environment.overridden(instances[0], environ))
+    return replace(plan, instances=instances, warnings=(*plan.warnings, *more))
+
+
+def _print_plan(plan: LaunchPlan, topology: Topology, form: str) -> None:
+    if form == "json":
+        sys.stdout.write(json.dumps(report.plan_as_dict(plan), indent=1) + "\n")
+    else:
+        sys.stdout.write(report.plan_as_text(plan, topology))
+
+
+def _check_still_fits(plan: LaunchPlan, topology: Topology) -> None:
+    """A plan from a file may be of another machine, or of another affinity mask."""
+    usable = set(topology.numbers())
+    for one in plan.instances:
+        beyond = set(one.cpus) - usable
+        if beyond:
+            raise PlanError(
+                f"--plan-from instance {one.index}: CPU {format_cpu_list(beyond)} may not be used here; "
+                f"usable: {format_cpu_list(usable)}"
+            )
+
+
+def _needs_pipes(plan: LaunchPlan, options: LaunchOptions) -> bool:
+    """One instance keeps the launcher's own terminal, unless its output is wanted for something."""
+    running = options.running
+    return len(plan.instances) > 1 or bool(running.log_dir or running.quiet or running.metrics or running.live == "on")
+
+
+def _binds_itself(plan: LaunchPlan, options: LaunchOptions) -> bool:
+    """By system calls, unless nobody is to bind, or a program before the script's own command does."""
+    asked = options.running.task_manager
+    by_program = asked in {"numactl", "taskset"} and asked in plan.instances[0].argv[0]
+    return asked != "none" and not by_program
+
+
+def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], say: Any) -> int:
+    from slipstream.launcher.process.output import PlainConsole, PrefixConsole, Router
+    from slipstream.launcher.spawn import Supervisor
+
+    folder = tempfile.mkdtemp(prefix="slipstream-report-") if options.running.report else ""
+    console = PrefixConsole() if len(plan.instances) > 1 else PlainConsole()
+    router = Router(console, logs=None, listeners=()) if _needs_pipes(plan, options) else None
+    supervisor = Supervisor(
+        plan.instances,
+        options.running,
+        environ={**environ, env.REPORT_DIR: folder} if folder else environ,
+        router=router,
+        say=say,
+        bind=_binds_itself(plan, options),
+    )
+    try:
+        code = supervisor.run()
+        if folder:
+            ends: Sequence[Mapping[str, Any]] = [
+                {
+                    "index": job.instance.index,
+                    "pid": job.process.pid,
+                    "argv": list(job.instance.argv),
+                    "exit_code": job.code,
+                    "seconds": round(job.seconds, 3),
+                    "decisions": [decision.as_dict() for decision in job.decisions],
+                }
+                for job in supervisor.jobs
+            ]
+            report.write_report(report.merged_report(plan, folder, instances=ends, extra={}), options.running.report)
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    return code

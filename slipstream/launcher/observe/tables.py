@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report as rich tables: instances, their figures, checks against the plan, each process's decisions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from slipstream.runtime.cpu_list import format_cpu_list
+
+
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    yield _instances(report)
+    if report.get("metrics"):
+        yield _metrics(report["metrics"])
+    if report.get("checks"):
+        yield _checks(report["checks"])
+    for process in report["processes"]:
+        if process["decisions"] or process.get("summary"):
+            yield _decisions(process)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    """Cells as plain text: square brackets in them are no markup."""
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def _instances(report: Mapping[str, Any]) -> Table:
+    table = _table("instances", "instance", "CPUs", "nodes", "threads", "exit code", "seconds")
+    ends = {one["index"]: one for one in report["instances"]}
+    for one in report["plan"]["instances"]:
+        end = ends.get(one["index"], {})
+        seconds = f"{end['seconds']:.1f}" if "seconds" in end else "-"
+        cpus, nodes = format_cpu_list(one["cpus"]), format_cpu_list(one["nodes"])
+        _row(table, one["index"], cpus, nodes, one["threads"], end.get("exit_code", "-"), seconds)
+    return table
+
+
+def _metrics(metrics: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("figures that the instances printed", "figure", "over all", "how", "spread %", "by instance")
+    for metric in metrics:
+        each = ", ".join(f"[{index}] {value:.6g}" for index, value in metric["instances"].items())
+        unit = f" {metric['unit']}" if metric["unit"] else ""
+        _row(table, metric["name"], f"{metric['total']:.6g}{unit}", metric["how"], f"{metric['spread_percent']:.1f}", each)
+    return table
+
+
+def _checks(checks: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("checked against the plan", "what", "as planned", "reason")
+    for check in checks:
+        _row(table, check["what"], "yes" if check["taken"] else "NO", check["reason"])
+    return table
+
+
+def _decisions(process: Mapping[str, Any]) -> Table:
+    instance = process.get("instance")
+    name = os.path.basename(str((process.get("argv") or ["?"])[0]))
+    where = "" if instance is None else f"instance {instance}, "
+    table = _table(f"{where}process {process['pid']} ({name})", "what", "taken", "reason", "figures")
+    for decision in process["decisions"]:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in decision.get("figures", {}).items())
+        _row(table, decision["what"], "yes" if decision["taken"] else "no", decision["reason"], figures)
+    if process.get("summary"):
+        text = ", ".join(f"{name} {value}" for name, value in process["summary"].items())
+        table.caption = Text(text)  # type: ignore[assignment]
+    return table

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which allocator and which OpenMP runtime to preload: where they are looked for, and what each wants set.
+
+What goes into a process's environment in the end, and who overrides whom: `environment.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from slipstream.launcher.options import Libraries
+
+SONAMES = {
+    "tcmalloc": ("libtcmalloc.so.4", "libtcmalloc_minimal.so.4", "libtcmalloc.so", "libtcmalloc_minimal.so"),
+    "jemalloc": ("libjemalloc.so.2", "libjemalloc.so.1", "libjemalloc.so"),
+    "intel": ("libiomp5.so",),
+}
+"""Run-time names first: the bare `.so` comes with development packages only."""
+
+INSTALL = {
+    "tcmalloc": "apt install libgoogle-perftools4 or conda install -c conda-forge gperftools",
+    "jemalloc": "apt install libjemalloc2 or conda install -c conda-forge jemalloc",
+    "intel": "pip install intel-openmp",
+}
+JEMALLOC = "oversize_threshold:1,background_thread:true,metadata_thp:auto"
+JEMALLOC_BENCHMARK = "oversize_threshold:1,background_thread:false,metadata_thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"
+LD_CACHE = "/etc/ld.so.cache"
+
+
+@dataclass(frozen=True)
+class Preload:
+    """Libraries in their order, variables as (name, value, reason), and what the user should know."""
+
+    libraries: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose_preload(
+    libraries: Libraries,
+    environ: Mapping[str, str],
+    *,
+    best_allocator: Callable[[Mapping[str, str]], tuple[str, str]] | None = None,
+) -> Preload:
+    """What to preload for these wishes. ``best_allocator(paths)`` gives the (name, reason) that `auto` takes."""
+    openmp = _openmp(libraries, environ)
+    allocator = _allocator(libraries, environ, best_allocator)
+    return Preload(
+        openmp.libraries + allocator.libraries,
+        openmp.variables + allocator.variables,
+        openmp.reasons + allocator.reasons,
+        openmp.warnings + allocator.warnings,
+    )
+
+
+def find_library(name: str, environ: Mapping[str, str]) -> str | None:
+    """The file that serves as ``name`` (a key of SONAMES) in the venv, pip's or conda's folders, or the system's."""
+    for soname in SONAMES[name]:
+        for folder in _folders(environ):
+            path = os.path.join(folder, soname)
+            if os.path.isfile(path) and _fits(path):
+                return path
+        for path in _cached(soname):
+            if os.path.isfile(path) and _fits(path):
+                return path
+    return None
+
+
+def preloaded(name: str, environ: Mapping[str, str]) -> str | None:
+    """The item of LD_PRELOAD that already is ``name``."""
+    stems = {soname.split(".so")[0] for soname in SONAMES[name]}
+    for item in re.split(r"[ :]+", environ.get("LD_PRELOAD", "")):
+        if os.path.basename(item).split(".so")[0] in stems:
+            return item
+    return None
+
+
+def _openmp(libraries: Libraries, environ: Mapping[str, str]) -> Preload:
+    if libraries.omp_runtime == "default":
+        return Preload(reasons=("OpenMP: torch's own libgomp, as asked",))
+    if libraries.omp_runtime == "auto":
+        return Preload(
+            reasons=("OpenMP: torch's own libgomp: torch is built and tested with it; --omp-runtime intel preloads Intel's",)
+        )
+    path = preloaded("intel", environ) or find_library("intel", environ)
+    if path is None:
+        return Preload(warnings=(f"--omp-runtime intel: libiomp5.so is not here; {INSTALL['intel']}",))
+    settings = (
+        ("KMP_AFFINITY", "none", "Intel's OpenMP leaves threads on the instance's CPUs: compact would put all on one"),
+        ("KMP_BLOCKTIME", "1", "threads sleep 1 ms after work, so that the next kernel's threads find free cores"),
+    )
+    return Preload(() if preloaded("intel", environ) else (path,), settings, (f"OpenMP: {path}, as asked",))
+
+
+def _allocator(
+    libraries: Libraries,
+    environ: Mapping[str, str],
+    best: Callable[[Mapping[str, str]], tuple[str, str]] | None,
+) -> Preload:
+    name, reason = libraries.allocator, "as asked"
+    for present in ("tcmalloc", "jemalloc"):
+        if preloaded(present, environ):
+            return Preload((), _settings(present, libraries), (f"allocator: {present}, already in LD_PRELOAD",))
+    if name == "auto":
+        found = {key: find_library(key, environ) for key in ("tcmalloc", "jemalloc")}
+        paths = {key: path for key, path in found.items() if path}
+        if not paths or best is None:
+            why = "no other is installed" if not paths else "not measured here"
+            return Preload(reasons=(f"allocator: the system's, {why}",))
+        name, reason = best(paths)
+    if name == "default":
+        return Preload(reasons=(f"allocator: the system's, {reason}",))
+    path = find_library(name, environ)
+    if path is None:
+        return Preload(warnings=(f"--memory-allocator {name}: the library is not here; {INSTALL[name]}",))
+    return Preload((path,), _settings(name, libraries), (f"allocator: {path}, {reason}",))
+
+
+def _settings(allocator: str, libraries: Libraries) -> tuple[tuple[str, str, str], ...]:
+    if allocator != "jemalloc":
+        return ()
+    if libraries.benchmark:
+        return (("MALLOC_CONF", JEMALLOC_BENCHMARK, "--benchmark: memory is never given back"),)
+    return (("MALLOC_CONF", JEMALLOC, "large blocks get an arena of their own; memory returns in the background"),)
+
+
+def _folders(environ: Mapping[str, str]) -> Iterator[str]:
+    """Where libraries of this interpreter's surroundings lie, nearest first, each once."""
+    prefixes = [sys.prefix, environ.get("VIRTUAL_ENV"), environ.get("CONDA_PREFIX"), sys.base_prefix]
+    folders = [os.path.join(prefix, "lib") for prefix in prefixes if prefix]
+    for entry in sys.path:  # wheels that carry libraries put them in NAME.libs or NAME/lib
+        if entry.endswith(("site-packages", "dist-packages")) and os.path.isdir(entry):
+            folders += [os.path.join(entry, name, "lib") for name in ("intel_openmp", "jemalloc", "tcmalloc")]
+            folders += [os.path.join(entry, name) for name in os.listdir(entry) if name.endswith(".libs")]
+    folders += [folder for folder in environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    folders.append(os.path.expanduser("~/.local/lib"))
+    yield from dict.fromkeys(folders)
+
+
+def _cached(soname: str) -> Iterator[str]:
+    """Paths to ``soname`` in ldconfig's cache, whose strings are full paths that end in a zero byte."""
+    try:
+        with open(LD_CACHE, "rb") as file:
+            content = file.read()
+    except OSError:
+        return
+    for match in re.finditer(rb"/[^\0]*/" + re.escape(soname.encode()) + rb"(?=\0)", content):
+        yield os.fsdecode(match.group())
+
+
+def _fits(path: str) -> bool:
+    """Whether a library is for this interpreter's kind of machine; the loader complains at every start if not."""
+    return _machine(path) == _machine(sys.executable)
+
+
+def _machine(path: str) -> bytes:
+    """Class, byte order and machine out of the ELF header."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+    except OSError:
+        return b""
+    return header[4:6] + header[18:20]
