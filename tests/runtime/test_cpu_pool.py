@@ -230,6 +230,22 @@ def test_thread_counts_set_inside_do_not_come_out():
 
 
 @two_cpus
+def test_a_team_made_smaller_inside_comes_back_whole():
+    with pin(CPUPool([CPUS[1], CPUS[0]])):
+        openmp.of_torch().set_threads(1)
+
+
+@two_cpus
+def test_a_team_that_starts_in_an_inner_block_belongs_to_the_outside_afterwards():
+    def nested():
+        with pin(CPUPool(CPUS[1:2])), pin(CPUPool([CPUS[1], CPUS[0]])):
+            torch.randn(500, 500).exp()
+        return team_state()
+
+    assert in_thread(nested) == team_state()
+
+
+@two_cpus
 def test_one_object_in_several_threads_at_once():
     block, everywhere = pin(CPUPool(CPUS[:1])), threading.Barrier(4)
     seen = []

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from slipstream.errors import UsageError
-from slipstream.runtime import CPUPool, Task
+from slipstream.runtime import CPUPool, Task, pin
 
 CPUS = sorted(os.sched_getaffinity(0))
 two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="this process may use one CPU only")
@@ -78,11 +78,9 @@ def test_tasks_run_at_the_same_time():
 
 @two_cpus
 def test_a_task_first_called_inside_a_pin_has_its_own_cpus():
-    from slipstream.runtime import pin
-
-    task = Task(where, CPUPool(CPUS[1:2]))
+    task = Task(lambda: (os.sched_getaffinity(0), CPUPool().core_ids), CPUPool(CPUS[1:2]))
     with pin(CPUPool(CPUS[:1])):
-        assert task.run_sync()[0] == {CPUS[1]}
+        assert task.run_sync() == ({CPUS[1]}, CPUS)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="TorchScript ends with Python 3.13")
