@@ -225,8 +225,11 @@ def test_thread_counts_set_inside_do_not_come_out():
     assert openmp.of_torch().threads() == before
     with pin(CPUPool(CPUS[:1])):
         openmp.of_torch().set_threads(3)
-        assert len(openmp.of_torch().team()) == 3
+        team = openmp.of_torch().team()
+        assert len(team) == 3
     assert torch.get_num_threads() == before
+    held = affinity.cpus_by_thread()
+    assert {thread: set(held[thread]) for thread in team} == dict.fromkeys(team, set(CPUS))
 
 
 @two_cpus
