@@ -7,9 +7,9 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slipstream import env
 from slipstream.errors import PlanError
@@ -20,6 +20,9 @@ from slipstream.launcher.preload import choose_preload
 from slipstream.launcher.process import binder
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import Topology, read_topology
+
+if TYPE_CHECKING:
+    from slipstream.launcher.spawn import Job
 
 
 def launch(options: LaunchOptions, *, command: str) -> int:
@@ -40,7 +43,7 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     for warning in plan.warnings:
         say(f"warning: {warning}")
     _check_still_fits(plan, topology)
-    return _run(plan, options, environ, say)
+    return _run(plan, options, environ, say, command)
 
 
 def _topology(options: LaunchOptions) -> Topology:
@@ -55,12 +58,19 @@ def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]
     if options.plan_from:
         return report.plan_from_file(options.plan_from)
     plan = make_plan(topology, options.placement)
-    preload = choose_preload(options.libraries, environ)
+    preload = choose_preload(options.libraries, environ, best_allocator=_best_allocator)
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
     around = environment.Surroundings(environ, preload, words, buffered=not _needs_pipes(plan, options))
     instances = tuple(environment.equip(one, options, around) for one in plan.instances)
     more = (*preload.warnings, *warnings, *environment.overridden(instances[0], environ))
     return replace(plan, instances=instances, warnings=(*plan.warnings, *more))
+
+
+def _best_allocator(paths: Mapping[str, str]) -> tuple[str, str]:
+    """Imported only where there is a choice."""
+    from slipstream.launcher.process.allocator_probe import best_allocator
+
+    return best_allocator(paths)
 
 
 def _print_plan(plan: LaunchPlan, topology: Topology, form: str) -> None:
@@ -85,7 +95,8 @@ def _check_still_fits(plan: LaunchPlan, topology: Topology) -> None:
 def _needs_pipes(plan: LaunchPlan, options: LaunchOptions) -> bool:
     """One instance keeps the launcher's own terminal, unless its output is wanted for something."""
     running = options.running
-    return len(plan.instances) > 1 or bool(running.log_dir or running.quiet or running.metrics or running.live == "on")
+    wanted = (running.log_dir, running.quiet, running.metrics, running.report, running.live == "on")
+    return len(plan.instances) > 1 or any(wanted)
 
 
 def _binds_itself(plan: LaunchPlan, options: LaunchOptions) -> bool:
@@ -95,37 +106,61 @@ def _binds_itself(plan: LaunchPlan, options: LaunchOptions) -> bool:
     return asked != "none" and not by_program
 
 
-def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], say: Any) -> int:
-    from slipstream.launcher.process.output import PlainConsole, PrefixConsole, Router
-    from slipstream.launcher.spawn import Supervisor
+def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], say: Callable[[str], None], command: str) -> int:
+    from slipstream.launcher.observe.watch import CHECK_SECONDS, Watch
+    from slipstream.launcher.spawn import Supervisor, Tick
 
+    watch = Watch(plan, options.running, piped=_needs_pipes(plan, options), say=say, command=command)
+    if watch.logs is not None:
+        watch.logs.note(report.plan_as_text(plan, None))
     folder = tempfile.mkdtemp(prefix="slipstream-report-") if options.running.report else ""
-    console = PrefixConsole() if len(plan.instances) > 1 else PlainConsole()
-    router = Router(console, logs=None, listeners=()) if _needs_pipes(plan, options) else None
     supervisor = Supervisor(
         plan.instances,
         options.running,
         environ={**environ, env.REPORT_DIR: folder} if folder else environ,
-        router=router,
-        say=say,
+        router=watch.router(),
+        say=watch.say,
         bind=_binds_itself(plan, options),
+        ticks=(Tick(CHECK_SECONDS, watch.check), Tick(1.0, watch.sample)),
     )
     try:
-        code = supervisor.run()
+        watch.start()
+        try:
+            code = supervisor.run()
+        finally:
+            watch.stop(supervisor.jobs)
         if folder:
-            ends: Sequence[Mapping[str, Any]] = [
-                {
-                    "index": job.instance.index,
-                    "pid": job.process.pid,
-                    "argv": list(job.instance.argv),
-                    "exit_code": job.code,
-                    "seconds": round(job.seconds, 3),
-                    "decisions": [decision.as_dict() for decision in job.decisions],
-                }
-                for job in supervisor.jobs
-            ]
-            report.write_report(report.merged_report(plan, folder, instances=ends, extra={}), options.running.report)
+            merged = report.merged_report(plan, folder, instances=_ends(supervisor.jobs), extra=watch.findings(supervisor.jobs))
+            report.write_report(merged, options.running.report)
+        elif len(plan.instances) > 1:
+            _sum_up(watch.metrics.as_dicts(), say)
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _ends(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """How each instance ended, for the report."""
+    return [
+        {
+            "index": job.instance.index,
+            "pid": job.process.pid,
+            "argv": list(job.instance.argv),
+            "exit_code": job.code,
+            "seconds": round(job.seconds, 3),
+            "decisions": [decision.as_dict() for decision in job.decisions],
+        }
+        for job in jobs
+    ]
+
+
+def _sum_up(figures: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """One line for each figure that more than one instance printed."""
+    for figure in figures:
+        if len(figure["instances"]) > 1:
+            unit = f" {figure['unit']}" if figure["unit"] else ""
+            say(
+                f"{figure['name']}: {figure['how']} over {len(figure['instances'])} instances "
+                f"{figure['total']:.6g}{unit}, spread {figure['spread_percent']:.1f} %"
+            )

@@ -54,6 +54,7 @@ class Tick:
 
     every: float
     call: Callable[[Sequence[Job]], None]
+    first: float = 0.5
 
 
 def shell_code(returncode: int) -> int:
@@ -82,7 +83,7 @@ class Supervisor:
         self._router = router
         self._say = say
         self._bind = bind
-        self._ticks = [(tick, time.monotonic() + tick.every) for tick in ticks]
+        self._ticks = [(tick, time.monotonic() + tick.first) for tick in ticks]
         self._selector = selectors.DefaultSelector()
         self._kill_at: float | None = None
         self._stopping = False

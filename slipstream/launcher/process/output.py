@@ -17,6 +17,7 @@ from slipstream.errors import UsageError
 from slipstream.launcher.plan import Instance
 from slipstream.runtime.cpu_list import format_cpu_list
 
+STDOUT, STDERR = 1, 2
 LINE_LIMIT = 1 << 20
 """Bytes without a line's end that are held back; a program that prints none still gets its output through."""
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's own view of a running instance against its plan: each thread's CPUs, each page's node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from slipstream.decision import Decision
+from slipstream.launcher.plan import Instance
+from slipstream.runtime import affinity
+from slipstream.runtime.cpu_list import format_cpu_list
+
+TOLERATED_PART_ELSEWHERE = 0.05
+"""Pages of libraries that other processes loaded first lie where those ran; they are few."""
+
+_ON_NODE = re.compile(r"\bN(\d+)=(\d+)")
+_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
+
+
+def check_threads(instance: Instance, pid: int) -> Decision | None:
+    """Whether the threads run where the plan says; None when the process is gone."""
+    what = f"instance {instance.index}: threads on CPUs {format_cpu_list(instance.cpus)}"
+    try:
+        masks = affinity.cpus_by_thread(pid)
+    except ProcessLookupError:
+        return None
+    if not masks:
+        return None
+    planned = frozenset(instance.cpus)
+    escaped = {thread: mask for thread, mask in masks.items() if not mask <= planned}
+    if escaped:
+        thread, mask = next(iter(escaped.items()))
+        return Decision(
+            what,
+            False,
+            f"{len(escaped)} of {len(masks)} threads may leave the plan, as thread {thread} on {format_cpu_list(mask)}: "
+            "the script or a library sets affinity itself; take that out, or plan with --cores-list",
+        )
+    main = masks.get(pid, planned)
+    if main != planned:
+        return Decision(
+            what,
+            False,
+            f"the main thread was narrowed to CPU {format_cpu_list(main)}, and what it starts (DataLoader workers) is too: "
+            "unset OMP_PROC_BIND, GOMP_CPU_AFFINITY and KMP_AFFINITY",
+        )
+    return Decision(what, True, f"all {len(masks)} threads are inside, the main thread may use every one")
+
+
+def check_pages(instance: Instance, pid: int) -> Decision | None:
+    """Whether the process's own pages lie on the nodes of its policy; None where there is nothing to compare."""
+    if instance.memory_policy not in {"bind", "preferred", "interleave"}:
+        return None
+    nodes = format_cpu_list(instance.memory_nodes)
+    what = f"instance {instance.index}: memory on node {nodes} ({instance.memory_policy})"
+    try:
+        with open(f"/proc/{pid}/numa_maps", encoding="ascii", errors="replace") as file:
+            by_node = bytes_by_node(file)
+    except FileNotFoundError:
+        return Decision(what, False, "this kernel keeps no numa_maps: where pages lie cannot be seen")
+    except OSError:
+        return None
+    total = sum(by_node.values())
+    if not total:
+        return None
+    elsewhere = total - sum(by_node.get(node, 0) for node in instance.memory_nodes)
+    shares = ", ".join(f"node {node} {size / 1e6:.0f} MB" for node, size in sorted(by_node.items()))
+    if elsewhere > TOLERATED_PART_ELSEWHERE * total:
+        remedy = f"node {nodes} is full or was left; fewer instances, or --memory-policy interleave or bind"
+        return Decision(what, False, f"{100 * elsewhere / total:.0f} % lies elsewhere ({shares}): {remedy}")
+    return Decision(what, True, shares)
+
+
+def bytes_by_node(lines: Iterable[str]) -> dict[int, int]:
+    """The anonymous memory of a numa_maps text, by node; files' pages belong to the page cache."""
+    sizes: dict[int, int] = {}
+    for line in lines:
+        if "anon=" not in line:
+            continue
+        page = _PAGE_SIZE.search(line)
+        unit = 1024 * int(page.group(1)) if page else 4096
+        for node, pages in _ON_NODE.findall(line):
+            sizes[int(node)] = sizes.get(int(node), 0) + int(pages) * unit
+    return sizes
