@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs in the zoo: name -> interpreter, environment and way of preparing. A table and nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slipstream.autopatch.activate import child_environment
+from slipstream.autopatch.settings import Settings
+
+BASE = "eager-float32"
+"""What every speed-up is over."""
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``prepare`` names a function of `benchmarks.preparations`; ``engine`` an interpreter; ``codeless`` is ours."""
+
+    name: str
+    prepare: str
+    dtype: str
+    engine: str = "own"
+    codeless: str | None = None
+
+
+def _pair(name: str, prepare: str, engine: str = "own") -> list[Contestant]:
+    return [Contestant(f"{name}-{dtype}", prepare, dtype, engine) for dtype in DTYPES]
+
+
+ALL = {
+    contestant.name: contestant
+    for contestant in (
+        *_pair("eager", "eager"),
+        Contestant("autocast-bfloat16", "autocast", "bfloat16"),
+        *_pair("compile", "compiled"),
+        *_pair("ipex", "ipex", "ipex"),
+        *_pair("openvino", "openvino", "openvino"),
+        # to its script, ours is eager float32: what differs is the environment
+        *(Contestant(f"ours-{dtype}", "eager", "float32", codeless=dtype) for dtype in DTYPES),
+    )
+}
+
+DEFAULT = tuple(name for name in ALL if name != "autocast-bfloat16")
+
+
+def environment(contestant: Contestant, environ: Mapping[str, str], threads: int) -> dict[str, str]:
+    """What its process gets: nothing of ours, unless it is ours."""
+    foreign = ("PYTHONPATH", "LD_PRELOAD") if contestant.engine != "own" else ()
+    plain = {
+        name: value
+        for name, value in environ.items()
+        if name not in foreign and not (name.startswith("SLIPSTREAM_") and contestant.codeless is None)
+    }
+    plain |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    if contestant.codeless is None:
+        return plain
+    return child_environment(Settings(dtype=contestant.codeless), plain)
+
+
+def usable_threads() -> int:
+    """One thread for each CPU that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def interpreter(contestant: Contestant, interpreters: Mapping[str, str]) -> str:
+    return sys.executable if contestant.engine == "own" else interpreters[contestant.engine]

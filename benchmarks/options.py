@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags into validated, frozen values. Raises UsageError with one line; has no effects but looking whether files exist."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from benchmarks import contestants
+from slipstream.errors import UsageError
+
+MODELS = ("resnet50", "resnet50_b1", "mobilenet", "convnext", "vit", "bert", "bert_b1", "bertqa", "lstm")
+"""The keys of models.CASES, which cannot be imported without torch; a test holds the two together."""
+
+EXAMPLES = ("semantic_search", "classify_text", "classify_images")
+DTYPES = contestants.DTYPES
+
+
+@dataclass(frozen=True)
+class ZooOptions:
+    """What to run, for how long, and where to leave it. ``seconds`` is for one contestant in one round."""
+
+    models: tuple[str, ...] = MODELS
+    modes: tuple[str, ...] = contestants.DEFAULT
+    rounds: int = 3
+    seconds: float = 1.5
+    threads: int = field(default_factory=contestants.usable_threads)
+    interpreters: dict[str, str] = field(default_factory=dict)
+    json: pathlib.Path | None = None
+    picture: pathlib.Path | None = None
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    examples: tuple[str, ...] = EXAMPLES
+    rounds: int = 3
+    quick: bool = False
+    json: pathlib.Path | None = None
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    dtypes: tuple[str, ...] = DTYPES
+    models: tuple[str, ...] = ("bert-base", "vit-l", "llama-1b")
+    rows: tuple[int, ...] = (1, 4, 16, 64, 128, 512, 1024, 2048)
+    rounds: int = 5
+    threads: int = field(default_factory=contestants.usable_threads)
+    json: pathlib.Path | None = None
+
+
+def zoo(flags: argparse.Namespace) -> ZooOptions:
+    interpreters = {
+        name: _interpreter(f"--{name}", getattr(flags, name)) for name in ("ipex", "openvino") if getattr(flags, name)
+    }
+    modes = _chosen("--modes", flags.modes, contestants.ALL) or contestants.DEFAULT
+    for mode in modes:
+        engine = contestants.ALL[mode].engine
+        if flags.modes and engine != "own" and engine not in interpreters:
+            raise UsageError(f"--modes {mode}: needs the interpreter of that peer; give --{engine} PYTHON")
+    runnable = [mode for mode in modes if contestants.ALL[mode].engine in {"own", *interpreters}]
+    return ZooOptions(
+        models=_chosen("--models", flags.models, MODELS) or MODELS,
+        modes=tuple(dict.fromkeys([contestants.BASE, *runnable])),
+        rounds=_at_least_one("--rounds", flags.rounds),
+        seconds=_positive("--seconds", flags.seconds),
+        threads=_threads(flags.threads),
+        interpreters=interpreters,
+        json=_writable("--json", flags.json),
+        picture=_writable("--picture", flags.picture, suffix=".svg"),
+    )
+
+
+def demo(flags: argparse.Namespace) -> DemoOptions:
+    return DemoOptions(
+        examples=_chosen("--examples", flags.examples, EXAMPLES) or EXAMPLES,
+        rounds=_at_least_one("--rounds", flags.rounds),
+        quick=flags.quick,
+        json=_writable("--json", flags.json),
+    )
+
+
+def kernels(flags: argparse.Namespace) -> KernelOptions:
+    defaults = KernelOptions()
+    return KernelOptions(
+        dtypes=_chosen("--dtypes", flags.dtypes, DTYPES) or DTYPES,
+        models=_chosen("--shapes", flags.shapes, defaults.models) or defaults.models,
+        rows=tuple(_at_least_one("--rows", int(row)) for row in flags.rows.split(",")) if flags.rows else defaults.rows,
+        rounds=_at_least_one("--rounds", flags.rounds),
+        threads=_threads(flags.threads),
+        json=_writable("--json", flags.json),
+    )
+
+
+def _chosen(flag: str, text: str | None, allowed: Iterable[str]) -> tuple[str, ...]:
+    """Names out of a comma-separated list, each once, in the order given; () for no flag."""
+    names = dict.fromkeys(name.strip() for name in text.split(",")) if text else {}
+    for name in names:
+        if name not in allowed:
+            raise UsageError.of(flag, name, allowed)
+    return tuple(names)
+
+
+def _at_least_one(flag: str, value: int) -> int:
+    if value < 1:
+        raise UsageError.of(flag, value, "must be 1 or more")
+    return value
+
+
+def _positive(flag: str, value: float) -> float:
+    if not value > 0:
+        raise UsageError.of(flag, value, "must be more than 0")
+    return value
+
+
+def _threads(value: int | None) -> int:
+    usable = contestants.usable_threads()
+    if value is None:
+        return usable
+    if not 1 <= value <= usable:
+        raise UsageError.of("--threads", value, f"must be 1 to {usable}, the CPUs that this process may use")
+    return value
+
+
+def _interpreter(flag: str, text: str) -> str:
+    found = shutil.which(text)
+    if found is None:
+        raise UsageError.of(flag, text, "is not a program that can be run")
+    # not resolved further: a virtual environment's interpreter is a link, and its place is what makes it one
+    return str(pathlib.Path(found).absolute())
+
+
+def _writable(flag: str, text: str | None, *, suffix: str = "") -> pathlib.Path | None:
+    if text is None:
+        return None
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise UsageError.of(flag, text, "its folder is not there")
+    if suffix and path.suffix != suffix:
+        raise UsageError.of(flag, text, f"must end in {suffix}")
+    return path

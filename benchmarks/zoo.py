@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The zoo: every contestant on every model, in turn and in one sitting. Plan, run, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ceilings, machine, progress, spread, tables
+from benchmarks.contestants import ALL, BASE, Contestant, environment, interpreter
+from benchmarks.options import ZooOptions
+from benchmarks.worker_process import WorkerFailed, WorkerProcess
+
+REST_S = 0.3  # another runtime's threads may go on spinning for 200 ms after its turn
+LOAD_TIMEOUT_S = 600.0  # torch.compile takes tens of seconds, minutes on a busy machine
+Row = dict[str, Any]
+
+
+def run(options: ZooOptions) -> int:
+    """Measure, then print and write; 1 where something of ours failed or is wrong."""
+    report: dict[str, Any] = {
+        "machine": machine.describe(),
+        "ceilings": ceilings.measure(options.threads),
+        "settings": {"threads": options.threads, "rounds": options.rounds, "seconds": options.seconds},
+        "rows": [],
+    }
+    tables.show_machine(report["machine"], report["ceilings"])
+    steps = len(options.models) * len(options.modes) * (1 + options.rounds)
+    with started_workers(options) as workers, progress.bar("zoo", steps) as advance:
+        for model in options.models:
+            report["rows"] += measure_model(model, workers, options, advance)
+            if options.json:  # after each model, so that an interrupted sitting is not lost
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
+    tables.show_zoo(report["rows"])
+    if options.picture:
+        from benchmarks import picture
+
+        picture.draw(report["rows"], options.picture)
+    return int(any(row["contestant"].startswith("ours") and "failure" in row for row in report["rows"]))
+
+
+@contextmanager
+def started_workers(options: ZooOptions) -> Iterator[dict[str, WorkerProcess]]:
+    """One process a contestant, alive through the whole sitting and stopped at its end."""
+    workers: dict[str, WorkerProcess] = {}
+    try:
+        for mode in options.modes:
+            who = ALL[mode]
+            python = interpreter(who, options.interpreters)
+            workers[mode] = WorkerProcess(python, environment(who, os.environ, options.threads))
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def measure_model(model: str, workers: dict[str, WorkerProcess], options: ZooOptions, advance: progress.Advance) -> list[Row]:
+    """Load the model everywhere, time all in turn for some rounds, unload; a row for each contestant."""
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        references: dict[str, pathlib.Path] = {}
+        for mode, worker in workers.items():
+            advance(f"{model}: {mode} gets ready")
+            rows[mode] = load(model, ALL[mode], worker, pathlib.Path(folder), references, options.threads)
+    for _ in range(options.rounds):
+        for mode, worker in workers.items():
+            advance(f"{model}: {mode}")
+            row = rows[mode]
+            if "failure" in row:
+                continue
+            time.sleep(REST_S)
+            try:
+                row["rounds_ms"].append(timed(worker, options))
+            except WorkerFailed as error:
+                row["failure"] = str(error)
+    for worker in workers.values():
+        try:
+            worker.ask({"do": "unload"}, timeout_s=60)
+        except WorkerFailed:
+            continue  # it is dead, and its row says why
+    for row in rows.values():
+        summarize(row, rows[BASE])
+    return list(rows.values())
+
+
+def timed(worker: WorkerProcess, options: ZooOptions) -> list[float]:
+    request = {"do": "time", "seconds": options.seconds, "at_least": 3}
+    samples: list[float] = worker.ask(request, timeout_s=LOAD_TIMEOUT_S)["ms"]
+    return samples
+
+
+def load(
+    model: str,
+    who: Contestant,
+    worker: WorkerProcess,
+    folder: pathlib.Path,
+    references: dict[str, pathlib.Path],
+    threads: int,
+) -> Row:
+    """Make one contestant ready, and compare its first output with eager float32 of its own interpreter.
+
+    Of its own: another version of transformers draws other weights from the same seed. The first contestant of an
+    interpreter makes the reference for those that follow (ours are never first).
+    """
+    row: Row = {"model": model, "contestant": who.name, "rounds_ms": []}
+    saved = folder / f"{who.name}.npy"
+    try:
+        request = {
+            "do": "load",
+            "model": model,
+            "prepare": who.prepare,
+            "dtype": who.dtype,
+            "threads": threads,
+        }
+        row["ready_s"] = worker.ask({**request, "save": str(saved)}, timeout_s=LOAD_TIMEOUT_S)["setup_s"]
+        if who.engine not in references:
+            reference = folder / f"reference-{who.engine}.npy"
+            worker.ask({"do": "reference", "model": model, "save": str(reference)}, timeout_s=LOAD_TIMEOUT_S)
+            references[who.engine] = reference
+        row["error"] = relative_error(np.load(saved), np.load(references[who.engine]))
+    except WorkerFailed as error:
+        row["failure"] = str(error)
+    return row
+
+
+def relative_error(output: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference over the largest value; infinite for another shape, NaN or infinity."""
+    if output.shape != reference.shape or not np.isfinite(output).all():
+        return float("inf")
+    return float(np.abs(output - reference).max() / np.abs(reference).max())
+
+
+def summarize(row: Row, base: Row) -> None:
+    """Add what the samples say: quartiles, set-up beyond one steady call, speed-up over the base with its spread."""
+    samples = [sample for samples in row["rounds_ms"] for sample in samples]
+    if "failure" in row or not samples:
+        row.setdefault("failure", "was not timed")
+        return
+    quartiles = spread.quartiles(samples)
+    row |= {"ms": quartiles.median, "ms_low": quartiles.low, "ms_high": quartiles.high}
+    row["setup_s"] = max(0.0, row["ready_s"] - statistics.median(samples) / 1e3)
+    if "failure" not in base and base["rounds_ms"]:
+        ratio = spread.ratio_by_round(base["rounds_ms"], row["rounds_ms"])
+        row |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
