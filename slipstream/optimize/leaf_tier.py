@@ -17,19 +17,31 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import guards, names, packs
+from slipstream.optimize import dropout, guards, names, packs
+from slipstream.optimize.convolution import ConvolutionPiece
 from slipstream.optimize.linear import LinearPiece
+from slipstream.optimize.lstm import LstmPiece
 from slipstream.optimize.options import Options, set_up
 from slipstream.optimize.piece import Piece
+from slipstream.optimize.sequential import SequentialPiece
 
 SLOT = "_compiled_call_impl"
 
 PIECES: dict[type[nn.Module], type[Any]] = {
     nn.Linear: LinearPiece,
+    nn.Conv1d: ConvolutionPiece,
+    nn.Conv2d: ConvolutionPiece,
+    nn.Conv3d: ConvolutionPiece,
+    nn.ConvTranspose1d: ConvolutionPiece,
+    nn.ConvTranspose2d: ConvolutionPiece,
+    nn.ConvTranspose3d: ConvolutionPiece,
+    nn.LSTM: LstmPiece,
+    nn.Sequential: SequentialPiece,
+    **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),
 }
 """Leaf class → what answers for it."""
 
-CALL_PATH = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__")
+CALL_PATH = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__iter__")
 """What a subclass must not have replaced if it is to count as its leaf class."""
 
 _pieces: dict[int, Any] = {}

@@ -8,23 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from slipstream.kernels import linear as kernel
 from slipstream.kernels import native
 from slipstream.optimize import guards
+from slipstream.optimize.followers import Followers
 from slipstream.optimize.options import Options
 from slipstream.optimize.piece import Piece, Tensors
-
-PLAIN_ACTIVATIONS = {
-    "none": lambda y: y, "relu": functional.relu, "gelu_erf": functional.gelu, "silu": functional.silu, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-}  # fmt: skip
-ONEDNN_NAMES = {
-    "none": ("none", ""), "relu": ("relu", ""), "gelu_erf": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"),
-    "silu": ("swish", ""), "tanh": ("tanh", ""), "sigmoid": ("sigmoid", ""),
-}  # fmt: skip
-"""Our post-op → (attribute, algorithm) of torch's oneDNN operators."""
 
 
 def onednn_has_bfloat16() -> bool:
@@ -35,27 +25,34 @@ def onednn_has_bfloat16() -> bool:
 class LinearPiece(Piece):
     act = "packed linear"
 
-    def __init__(self, module: nn.Linear, name: str, options: Options, post_op: str = "none") -> None:
+    def __init__(
+        self, module: nn.Linear, name: str, options: Options, followers: Followers | None = None
+    ) -> None:
         super().__init__(module, name, options)
+        self.followers = followers or Followers()
+        self.act += self.followers.words()
         self.depth = module.in_features
         self.width = module.out_features
-        self.post_op = post_op
 
     def tensors(self, module: nn.Module) -> Tensors | None:
         parameters = module.__dict__["_parameters"]
         weight = parameters.get("weight")
-        return None if weight is None else (weight, parameters.get("bias"))
+        if weight is None or not self.followers.still_hold():
+            return None
+        return (weight, parameters.get("bias"), *self.followers.tensors())
 
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
         if x.dim() == 0 or x.size(-1) != self.depth:
             return None
+        if self.followers.norm is not None and x.dim() != 2:
+            return None  # a BatchNorm1d behind a 3-D input normalizes the middle axis, not the features
         rows = x.numel() // self.depth if self.depth else 0
         return (x.dtype, rows.bit_length()) if rows else None
 
     def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
-        weight, bias = tensors
+        weight = tensors[0]
         assert weight is not None
-        if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
             return "input, weight and bias differ in dtype"
         if weight.dtype not in (torch.float32, torch.bfloat16):
             return f"no kernel for {weight.dtype}"
@@ -73,26 +70,37 @@ class LinearPiece(Piece):
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         weight = tensors[0]
         assert weight is not None
-        return ("linear", tuple(weight.shape), dtype)
+        return ("linear", tuple(weight.shape), dtype, self.followers.norm is not None)
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        return tensors if self.followers.norm is not None else tensors[:1]
+
+    def variant(self) -> Hashable:
+        return id(self.followers.norm)
 
     def post_name(self) -> str:
-        return self.post_op
+        return self.followers.words()
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
-        weight = tensors[0]
+        weight, bias, *rest = tensors
         assert weight is not None
+        weight, shift = self.followers.fold(weight.detach(), bias, tuple(rest))
         if native.available():
-            packed = kernel.pack(weight.detach(), dtype=dtype)
-            return packed, packed.data.numel() * packed.data.element_size()
-        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
-        return reordered, weight.numel() * dtype.itemsize
+            packed = kernel.pack(weight, dtype=dtype)
+            return (packed, shift), packed.data.numel() * packed.data.element_size()
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
+        return (reordered, shift), weight.numel() * dtype.itemsize
 
     def run(self, module: nn.Module, x: torch.Tensor, content: Any, tensors: Tensors) -> torch.Tensor:
-        if isinstance(content, kernel.PackedLinear):
-            return kernel.linear(x, content, tensors[1], post_op=self.post_op)
-        attribute, algorithm = ONEDNN_NAMES[self.post_op]
+        packed, shift = content
+        bias = tensors[1] if self.followers.norm is None else shift
+        form = self.followers.form
+        if isinstance(packed, kernel.PackedLinear):
+            return kernel.linear(x, packed, bias, post_op=form.post_op or "none")
         x16 = x.to(torch.bfloat16)
-        y = torch.ops.mkldnn._linear_pointwise(x16, content, tensors[1], attribute, [], algorithm)
+        y = torch.ops.mkldnn._linear_pointwise(
+            x16, packed, bias, form.attribute, list(form.scalars), form.algorithm
+        )
         return y.to(x.dtype)  # type: ignore[no-any-return]
 
     def sample(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -103,4 +111,4 @@ class LinearPiece(Piece):
         return part.detach(), float(rows * row_macs)
 
     def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return PLAIN_ACTIVATIONS[self.post_op](module.forward(x))
+        return self.followers.apply(module.forward(x))

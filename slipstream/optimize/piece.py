@@ -48,11 +48,11 @@ class Piece:
         """The parameters and buffers that the result depends on, the weight first. None: not fit now."""
         raise NotImplementedError
 
-    def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
+    def size_of(self, module: nn.Module, x: Any) -> Hashable | None:
         """What the speed depends on beside the kind, coarsely; None where the original must take ``x``."""
         raise NotImplementedError
 
-    def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
+    def plan(self, x: Any, tensors: Tensors) -> torch.dtype | str:
         """The dtype to multiply in, or why this input with these weights is left to the original."""
         raise NotImplementedError
 
@@ -60,21 +60,29 @@ class Piece:
         """The packed weights and their size in bytes."""
         raise NotImplementedError
 
-    def run(self, module: nn.Module, x: torch.Tensor, content: Any, tensors: Tensors) -> torch.Tensor:
+    def run(self, module: nn.Module, x: Any, content: Any, tensors: Tensors) -> Any:
         """The fast answer: dtype, shape and strides as the original's."""
         raise NotImplementedError
 
-    def sample(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def sample(self, module: nn.Module, x: Any) -> tuple[Any, float]:
         """Part of ``x`` for a trial, and the multiply-adds that the whole of it would take."""
         raise NotImplementedError
 
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
-        """What packs depend on beside the weights, and what equal pieces share: operator, shapes, settings."""
+        """What packs depend on beside the weights, and equal pieces share: operator, shapes, settings."""
         raise NotImplementedError
 
-    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def sources(self, tensors: Tensors) -> Tensors:
+        """Those of the tensors that the packed weights are made from."""
+        return tensors[:1]
+
+    def variant(self) -> Hashable:
+        """What else tells two packs of one weight apart, without mattering to the speed."""
+        return None
+
+    def original(self, module: nn.Module, x: Any) -> Any:
         """The module's own forward, for comparison."""
-        return module.forward(x)  # type: ignore[no-any-return]
+        return module.forward(x)
 
     # The call ---------------------------------------------------------------------------------------------
 
@@ -89,7 +97,7 @@ class Piece:
                     return y
         return module._call_impl(*args, **kwargs)
 
-    def answer(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    def answer(self, module: nn.Module, x: Any) -> Any:
         """The fast result, or None where the original has to run."""
         try:
             tensors = self.tensors(module)
@@ -105,7 +113,7 @@ class Piece:
                 self._let_go(module)
                 return None
             pack = self.pack
-            if pack is None or not pack.fits(*tensors):
+            if pack is None or not pack.fits(*self.sources(tensors)):
                 pack = self._pack_again(module, x, tensors)
                 if pack is None:
                     return None
@@ -117,7 +125,7 @@ class Piece:
 
     # Deciding ---------------------------------------------------------------------------------------------
 
-    def _consider(self, module: nn.Module, x: torch.Tensor, tensors: Tensors, size: Hashable) -> bool:
+    def _consider(self, module: nn.Module, x: Any, tensors: Tensors, size: Hashable) -> bool:
         """Decide for inputs of this size, once; on the way the weights are packed and the result checked."""
         with set_up.timed(), torch.no_grad():
             dtype = self.plan(x, tensors)
@@ -145,43 +153,45 @@ class Piece:
             return True
 
     def _fresh_pack(
-        self, module: nn.Module, part: torch.Tensor, tensors: Tensors, dtype: torch.dtype
+        self, module: nn.Module, part: Any, tensors: Tensors, dtype: torch.dtype
     ) -> packs.Pack | None:
         """A pack that fits and was seen to be right on ``part``; None where that cannot be had now."""
-        kind = self.kind(module, tensors, dtype)
-        pack = packs.find(kind, *tensors)
+        kind = (self.kind(module, tensors, dtype), self.variant())
+        sources = self.sources(tensors)
+        pack = packs.find(kind, *sources)
         if pack is None:
-            why = packs.refusal(*tensors) or ("the set-up budget is spent" if set_up.is_spent() else None)
+            why = packs.refusal(*sources) or ("the set-up budget is spent" if set_up.is_spent() else None)
             if why is not None:
                 self._note(False, why)
                 return None
             if packs.lives_are_short(kind) and self.waiting == 0:
                 self.waiting = 1  # weights that live for one call are not worth packing: see them twice first
                 return None
-            pack = packs.keep(kind, *self.make(module, tensors, dtype), *tensors)
+            pack = packs.keep(kind, *self.make(module, tensors, dtype), *sources)
         if pack is not self.pack and not self._is_right(module, part, pack, tensors, dtype):
             return None
         self.pack = pack
         return pack
 
     def _is_right(
-        self, module: nn.Module, part: torch.Tensor, pack: packs.Pack, tensors: Tensors, dtype: torch.dtype
+        self, module: nn.Module, part: Any, pack: packs.Pack, tensors: Tensors, dtype: torch.dtype
     ) -> bool:
-        wanted = self.original(module, part)
-        got = self.run(module, part, pack.content, tensors)
-        if got.dtype != wanted.dtype or got.shape != wanted.shape or got.stride() != wanted.stride():
+        wanted = _flat(self.original(module, part))
+        got = _flat(self.run(module, part, pack.content, tensors))
+        if [_form(y) for y in got] != [_form(y) for y in wanted]:
             self._give_up(module, "the fast result has another dtype, shape or strides")
             return False
-        error = guards.relative_error(got, wanted)
-        if error is None:
-            return False
+        errors = [guards.relative_error(y, w) for y, w in zip(got, wanted, strict=True)]
+        if None in errors:
+            return False  # the live data are not finite: nothing can be said yet
+        error = max(error for error in errors if error is not None)
         if error > guards.LIMITS[dtype]:
             self._give_up(module, "not accurate enough on live data", error_relative=error)
             return False
         self.error = error
         return True
 
-    def _pack_again(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> packs.Pack | None:
+    def _pack_again(self, module: nn.Module, x: Any, tensors: Tensors) -> packs.Pack | None:
         """The weights changed. Weights that change each call are left alone, for twice as long each time."""
         if self.waiting > 0:
             self.waiting -= 1
@@ -251,5 +261,15 @@ class _Never(dict[Hashable, bool]):
         return False
 
 
-def _wants_grad(x: torch.Tensor, tensors: Tensors) -> bool:
-    return x.requires_grad or any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def _flat(value: Any) -> list[torch.Tensor]:
+    """The tensors in a result: a tensor, or tuples of them."""
+    return [value] if isinstance(value, torch.Tensor) else [y for part in value for y in _flat(part)]
+
+
+def _form(y: torch.Tensor) -> tuple[Any, ...]:
+    return y.dtype, y.shape, y.stride()
+
+
+def _wants_grad(x: Any, tensors: Tensors) -> bool:
+    inputs = (x,) if isinstance(x, torch.Tensor) else x
+    return any(tensor is not None and tensor.requires_grad for tensor in (*inputs, *tensors))

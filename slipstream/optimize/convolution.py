@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions, also transposed ones, on prepacked oneDNN weights.
+
+Channels last inside, outside the strides that torch would give. A one-dimensional convolution runs as a
+two-dimensional one of height one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.optimize import guards, layouts
+from slipstream.optimize.followers import Followers
+from slipstream.optimize.linear import onednn_has_bfloat16
+from slipstream.optimize.options import Options
+from slipstream.optimize.piece import Piece, Tensors
+
+_ops = torch.ops.mkldnn
+
+
+class ConvolutionPiece(Piece):
+    """nn.Conv1d, Conv2d, Conv3d and their transposes."""
+
+    act = "prepacked convolution"
+
+    def __init__(
+        self, module: nn.Module, name: str, options: Options, followers: Followers | None = None
+    ) -> None:
+        super().__init__(module, name, options)
+        conv: Any = module
+        self.followers = followers or Followers()
+        self.act += self.followers.words()
+        self.transposed: bool = conv.transposed
+        self.rank = len(conv.kernel_size)
+        self.settings = _settings(conv)
+        self.in_channels: int = conv.in_channels
+        self.numbers = _numbers(conv)
+
+    def tensors(self, module: nn.Module) -> Tensors | None:
+        parameters = module.__dict__["_parameters"]
+        weight = parameters.get("weight")
+        if weight is None or _settings(module) != self.settings or not self.followers.still_hold():
+            return None
+        return (weight, parameters.get("bias"), *self.followers.tensors())
+
+    def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
+        if x.dim() != self.rank + 2 or x.size(1) != self.in_channels or not x.numel():
+            return None
+        return x.dtype, self._comes_out_channels_last(x), x.numel().bit_length()
+
+    def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
+        weight = tensors[0]
+        assert weight is not None
+        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
+            return "input, weight and bias differ in dtype"
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"no kernel for {weight.dtype}"
+        if isinstance(self.numbers, str):
+            return self.numbers
+        dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
+        if dtype == torch.bfloat16 and not onednn_has_bfloat16():
+            return "torch's oneDNN has no bfloat16 on this machine"
+        if self.options.low_memory and dtype == weight.dtype == torch.float32:
+            return "low memory: a float32 pack would be a second copy"
+        return dtype
+
+    def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
+        weight = tensors[0]
+        assert weight is not None
+        norm = self.followers.norm
+        return ("convolution", self.transposed, tuple(weight.shape), self.settings, dtype, norm is not None)
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        return tensors if self.followers.norm is not None else tensors[:1]
+
+    def variant(self) -> Hashable:
+        return id(self.followers.norm)
+
+    def post_name(self) -> str:
+        return self.followers.words()
+
+    def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
+        weight, bias, *rest = tensors
+        assert weight is not None
+        groups: Any = module.groups
+        if self.transposed:
+            weight, shift = self._fold_transposed(weight, bias, tuple(rest), groups)
+        else:
+            weight, shift = self.followers.fold(weight, bias, tuple(rest))
+        channels_last = self._comes_out_channels_last(tensors[0])
+        weight = weight.detach().to(dtype)
+        if self.rank == 1:
+            weight = weight.unsqueeze(2)
+        if self.transposed:
+            padding, output_padding, stride, dilation = self.numbers
+            packed = _ops._reorder_convolution_transpose_weight(
+                weight, padding, output_padding, stride, dilation, groups, None
+            )
+        else:
+            padding, stride, dilation = self.numbers
+            packed = _ops._reorder_convolution_weight(weight, padding, stride, dilation, groups, None)
+        return (packed, shift, channels_last, dtype), weight.numel() * dtype.itemsize
+
+    def _fold_transposed(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, rest: Tensors, groups: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A transposed weight is [in, out / groups, …]: fold group by group with the outputs in front."""
+        if self.followers.norm is None:
+            return weight, None
+        grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [groups, out / groups, in / groups, …]
+        folded, shift = self.followers.fold(grouped.flatten(0, 1), bias, rest)
+        return folded.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1), shift
+
+    def run(self, module: nn.Module, x: torch.Tensor, content: Any, tensors: Tensors) -> torch.Tensor:
+        packed, shift, weight_is_channels_last, dtype = content
+        bias = tensors[1] if self.followers.norm is None else shift
+        image = x.unsqueeze(2) if self.rank == 1 else x
+        channels_last = weight_is_channels_last or self._comes_out_channels_last(x)
+        source = image.to(dtype, memory_format=layouts.CHANNELS_LAST[image.dim()])
+        form = self.followers.form
+        tail = (form.attribute, list(form.scalars), form.algorithm)
+        if self.transposed:
+            padding, output_padding, stride, dilation = self.numbers
+            y = _ops._convolution_transpose_pointwise(
+                source, packed, bias, padding, output_padding, stride, dilation, module.groups, *tail
+            )
+        else:
+            padding, stride, dilation = self.numbers
+            y = _ops._convolution_pointwise(
+                source, packed, bias, padding, stride, dilation, module.groups, *tail
+            )
+        y = layouts.as_expected(y, x.dtype, channels_last)
+        return y.squeeze(2) if self.rank == 1 else y
+
+    def sample(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        weight: Any = module.__dict__["_parameters"]["weight"]
+        conv: Any = module
+        pixels = math.prod(x.shape[2:])
+        if not self.transposed:
+            pixels /= math.prod(conv.stride)
+        macs = max(1.0, pixels * weight.numel())
+        images = max(1, int(guards.TRIAL_MACS // macs))
+        return (x if images >= x.shape[0] else x[:images]).detach(), macs * x.shape[0]
+
+    def _comes_out_channels_last(self, x: torch.Tensor | None) -> bool:
+        """torch follows its input or its weight; in one dimension it makes both contiguous first."""
+        if x is None:
+            return False
+        if self.rank > 1:
+            return layouts.is_channels_last(x)
+        # a contiguous row of pixels can still count as channels last, where there is one channel
+        return 1 in x.shape and x.is_contiguous() and layouts.is_channels_last(x.unsqueeze(2))
+
+    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.followers.apply(module.forward(x))
+
+
+def _settings(conv: Any) -> tuple[Any, ...]:
+    return (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode, conv.output_padding)
+
+
+def _numbers(conv: Any) -> Any:
+    """What the operator takes: (padding, stride, dilation), transposed with output_padding; or why not."""
+    if conv.padding_mode != "zeros":
+        return f"no kernel for padding_mode={conv.padding_mode!r}"
+    padding = conv.padding
+    if padding == "valid":
+        padding = (0,) * len(conv.kernel_size)
+    elif padding == "same":
+        spans = [dilation * (size - 1) for dilation, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(span % 2 for span in spans):
+            return "padding='same' is not the same on both sides here"
+        padding = tuple(span // 2 for span in spans)
+    values = [list(value) for value in (padding, conv.stride, conv.dilation)]
+    if len(conv.kernel_size) == 1:
+        values = [[0, *values[0]], [1, *values[1]], [1, *values[2]]]
+    if conv.transposed:
+        output_padding = list(conv.output_padding)
+        if len(conv.kernel_size) == 1:
+            output_padding = [0, *output_padding]
+        return (values[0], output_padding, values[1], values[2])
+    return tuple(values)

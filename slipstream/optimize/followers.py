@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may follow a linear layer or a convolution inside one fused piece: a batch norm to fold, an activation.
+
+`Followers` also says, call by call, whether folding is still what the modules would compute: a batch norm that
+trains, keeps no statistics, or was given another epsilon is not folded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.optimize import activations
+
+Tensors = tuple[torch.Tensor | None, ...]
+
+
+class Followers:
+    """The modules behind a weight layer, in order: perhaps a batch norm, perhaps an activation."""
+
+    def __init__(self, norm: nn.Module | None = None, activation: nn.Module | None = None) -> None:
+        self.norm = norm
+        self.activation = activation
+        found = activations.NONE if activation is None else activations.find(activation)
+        assert found is not None, "only activations that `activations.find` knows are put here"
+        self.form = found
+        self.epsilon = getattr(norm, "eps", 0.0)
+
+    def still_hold(self) -> bool:
+        """Whether the modules are as they were when this was made, in all that is not a tensor."""
+        norm: Any = self.norm
+        if norm is not None and (
+            norm.training or not norm.track_running_stats or norm.running_mean is None or norm.eps != self.epsilon
+        ):
+            return False
+        return self.activation is None or activations.find(self.activation) == self.form
+
+    def tensors(self) -> Tensors:
+        """What the result depends on beside the weight layer's own: weight, bias, mean, variance of the norm."""
+        norm: Any = self.norm
+        return () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+    def fold(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, tensors: Tensors, axis: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight (output channels on ``axis``) and bias that already contain the norm, in float32.
+
+        Without a norm the bias is not part of the pack: layers that share a weight may differ in it.
+        """
+        if self.norm is None:
+            return weight, None
+        gamma, beta, mean, variance = tensors
+        assert mean is not None and variance is not None
+        scale = torch.rsqrt(variance.double() + self.epsilon)
+        if gamma is not None:
+            scale = scale * gamma.double()
+        shift = (0.0 if bias is None else bias.double()) - mean.double()
+        shift = shift * scale + (0.0 if beta is None else beta.double())
+        shape = [1] * weight.dim()
+        shape[axis] = -1
+        return (weight.double() * scale.reshape(shape)).float(), shift.float()
+
+    def apply(self, y: torch.Tensor) -> torch.Tensor:
+        """The modules themselves, for comparison."""
+        for module in (self.norm, self.activation):
+            if module is not None:
+                y = module.forward(y)
+        return y
+
+    def words(self) -> str:
+        """For the report: " + BatchNorm2d + ReLU"."""
+        return "".join(f" + {type(module).__name__}" for module in (self.norm, self.activation) if module)

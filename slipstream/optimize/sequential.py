@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nn.Sequential: weight layer, batch norm and activation in a row become one fused piece.
+
+The row is known here without any tracing. A member that has hooks, trains, or was replaced is called the way
+`nn.Sequential` calls it, and so is every member that belongs to no row.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from slipstream.optimize import activations, gates
+from slipstream.optimize.convolution import ConvolutionPiece
+from slipstream.optimize.followers import Followers
+from slipstream.optimize.linear import LinearPiece
+from slipstream.optimize.options import Options
+from slipstream.optimize.piece import Piece
+
+NORM_AFTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
+}
+"""Weight layer → the norm whose channels are that layer's outputs. Never Linear with the 2d or 3d norm."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How many consecutive members there are, and the piece that answers for them, if one does."""
+
+    length: int
+    piece: Piece | None
+
+    def __call__(self, members: list[Any], x: Any) -> Any:
+        layer: Any = members[0]
+        if (
+            self.piece is not None
+            and self.piece.module() is layer
+            and gates.tensor_is_plain(x)
+            and all(not member.training and gates.module_is_plain(member) for member in members)
+        ):
+            y = self.piece.answer(layer, x)
+            if y is not None:
+                return y
+        for member in members:
+            x = member(x)
+        return x
+
+
+class SequentialPiece:
+    """Answers for a Sequential by its rows. The members are asked of the module on each call, not kept."""
+
+    def __init__(self, module: nn.Module, name: str, options: Options) -> None:
+        self.module = weakref.ref(module)
+        self.name = name
+        self.options = options
+        self.arranged_for: list[int] = []
+        self.rows: list[Row] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module()
+        assert module is not None  # it is being called
+        if len(args) == 1 and not kwargs and gates.module_is_plain(module):
+            x = args[0]
+            if gates.tensor_is_plain(x) and gates.call_is_plain():
+                members: list[Any] = list(module._modules.values())
+                numbers = [id(member) for member in members]
+                if numbers != self.arranged_for:
+                    self._arrange(module._modules)
+                    self.arranged_for = numbers
+                if self.rows:
+                    return self._through(members, x)
+                module.__dict__["_compiled_call_impl"] = None  # nothing to fuse: the members answer themselves
+        return module._call_impl(*args, **kwargs)
+
+    def _through(self, members: list[Any], x: Any) -> Any:
+        start = 0
+        for row in self.rows:
+            stop = start + row.length
+            x = row(members[start:stop], x)
+            start = stop
+        return x
+
+    def _arrange(self, modules: dict[str, Any]) -> None:
+        """Find the rows; none at all if no two members go together."""
+        names, members = list(modules), list(modules.values())
+        rows: list[Row] = []
+        index = 0
+        while index < len(members):
+            row = find_row(members[index : index + 3], f"{self.name}.{names[index]}", self.options)
+            rows.append(row)
+            index += row.length
+        self.rows = rows if any(row.piece is not None for row in rows) else []
+
+
+def find_row(members: list[Any], name: str, options: Options) -> Row:
+    """The longest row at the head of up to three members: weight layer, then norm, then activation."""
+    first, *others = members
+    if type(first) not in NORM_AFTER:
+        return Row(1, None)
+    norm = activation = None
+    if others and type(others[0]) is NORM_AFTER[type(first)] and _fits(first, others[0]):
+        norm = others.pop(0)
+    found = activations.find(others[0]) if others else None
+    if found is not None and (found.post_op is not None or type(first) is not nn.Linear):
+        activation = others[0]
+    followers = tuple(member for member in (norm, activation) if member is not None)
+    if not followers:
+        return Row(1, None)
+    make: Any = LinearPiece if type(first) is nn.Linear else ConvolutionPiece
+    return Row(1 + len(followers), make(first, name, options, Followers(norm, activation)))
+
+
+def _fits(layer: Any, norm: Any) -> bool:
+    channels = layer.out_features if type(layer) is nn.Linear else layer.out_channels
+    return bool(norm.num_features == channels)
