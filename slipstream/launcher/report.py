@@ -175,5 +175,6 @@ def print_report(report: Report, file: IO[str]) -> None:
 
     width = None if file.isatty() else 160
     console = Console(file=file, width=width, highlight=False, soft_wrap=False)
+    console.print()
     for table in tables.tables(report):
         console.print(table)

@@ -4,7 +4,6 @@
 import pytest
 from machines import (
     CLOSE_CLOCKS,
-    D,
     DELL,
     DENSE,
     EIGHT,
@@ -17,6 +16,7 @@ from machines import (
     T2,
     UNEVEN,
     VM,
+    D,
     Q,
     cpus,
     lscpu,
@@ -142,7 +142,9 @@ def test_what_cannot_be_held_is_refused_in_one_line(machine, flags, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flags", ["--cores-list 3-1", "--cores-list 0,,2", "--nodes-list x", "--latency-mode --throughput-mode"])
+@pytest.mark.parametrize(
+    "flags", ["--cores-list 3-1", "--cores-list 0,,2", "--nodes-list x", "--latency-mode --throughput-mode"]
+)
 def test_contradictions_are_refused(flags):
     with pytest.raises(UsageError):
         plan(T1, flags)
@@ -179,7 +181,9 @@ def test_every_cpu_is_given_or_left_out_with_a_reason():
 
 
 def test_a_crossing_is_said():
-    assert any("instance 2 (CPUs 20-29) crosses NUMA nodes 0-1" in text for text in plan(T1, "--ncores-per-instance 10").warnings)
+    assert any(
+        "instance 2 (CPUs 20-29) crosses NUMA nodes 0-1" in text for text in plan(T1, "--ncores-per-instance 10").warnings
+    )
     assert plan(T1, "--ninstances 4").warnings == ()
 
 
