@@ -66,6 +66,14 @@ inline Rows as_rows(const Tensor& tensor, const char* argument, Tensor& holder, 
   return result;
 }
 
+inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+  AtenTensorHandle handle = nullptr;
+  const int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
@@ -73,11 +81,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
     strides[d] = stride;
     stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  AtenTensorHandle handle = nullptr;
-  const int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_strided(sizes, strides, type);
 }
 
 }  // namespace slipstream

@@ -14,11 +14,13 @@
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
 #include "../simd/tile_amx.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear};
+const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation};
 }  // namespace slipstream
 #endif

@@ -8,10 +8,12 @@
 #include "../simd/vec.h"
 #include "../simd/math.h"
 #include "../simd/tile_emulated.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear};
+const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation};
 }  // namespace slipstream

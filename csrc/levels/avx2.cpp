@@ -9,10 +9,12 @@
 #define SLIPSTREAM_WIDTH 8
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear};
+const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation};
 }  // namespace slipstream
 #endif

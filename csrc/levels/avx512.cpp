@@ -9,10 +9,12 @@
 #define SLIPSTREAM_WIDTH 16
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear};
+const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation};
 }  // namespace slipstream
 #endif

@@ -13,10 +13,12 @@
 #include "../simd/vec.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear};
+const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation};
 }  // namespace slipstream
 #endif

@@ -6,9 +6,11 @@
 #define SLIPSTREAM_WIDTH 4
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../kernels/post_op.h"
+#include "../kernels/activation.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear};
+const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation};
 }  // namespace slipstream

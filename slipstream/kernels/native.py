@@ -111,3 +111,7 @@ def _register_fakes() -> None:
         multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool,
     ) -> torch.Tensor:  # fmt: skip
         return x.new_empty((*x.shape[:-1], n), dtype=torch.bfloat16 if bfloat16_out else torch.float32)
+
+    @torch.library.register_fake("slipstream::activation")
+    def _(x: torch.Tensor, post_op: int, bfloat16_out: bool) -> torch.Tensor:
+        return torch.empty_like(x, dtype=torch.bfloat16 if bfloat16_out else torch.float32)

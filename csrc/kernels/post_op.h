@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Post-ops on registers, and elements of float32 or bfloat16 memory in and out of registers. Needs simd/math.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+template <PostOp op>
+SLIPSTREAM_INLINE Vec post_op(Vec v) {
+  if constexpr (op == PostOp::relu) return select(v < 0.f, Vec{}, v);  // NaN stays NaN, as in torch
+  if constexpr (op == PostOp::gelu_erf) return gelu_erf(v);
+  if constexpr (op == PostOp::gelu_tanh) return gelu_tanh(v);
+  if constexpr (op == PostOp::silu) return silu(v);
+  if constexpr (op == PostOp::tanh) return tanh(v);
+  if constexpr (op == PostOp::sigmoid) return sigmoid(v);
+  return v;
+}
+
+// The elements [row, column ...] of a float32 or bfloat16 matrix as floats.
+SLIPSTREAM_INLINE Vec load_element(const void* data, ElementType type, int64_t index) {
+  return type == ElementType::float32 ? load(static_cast<const float*>(data) + index)
+                                      : load(static_cast<const uint16_t*>(data) + index);
+}
+
+// Fewer than a register's worth: the missing lanes are zero.
+inline Vec load_element_partly(const void* data, ElementType type, int64_t index, int64_t count) {
+  Vec v{};
+  for (int64_t i = 0; i < count; ++i) {
+    if (type == ElementType::float32) {
+      v[i] = static_cast<const float*>(data)[index + i];
+    } else {
+      const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(data)[index + i]) << 16;
+      float value;
+      __builtin_memcpy(&value, &bits, sizeof value);
+      v[i] = value;
+    }
+  }
+  return v;
+}
+
+inline void store_element_partly(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
+  if (type == ElementType::float32) {
+    for (int64_t i = 0; i < count; ++i) static_cast<float*>(data)[index + i] = v[i];
+  } else {
+    uint16_t halves[kWidth];
+    store(halves, v);
+    for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(data)[index + i] = halves[i];
+  }
+}
+
+inline void store_element(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
+  if (count < kWidth) {
+    store_element_partly(data, type, index, count, v);
+  } else if (type == ElementType::float32) {
+    store(static_cast<float*>(data) + index, v);
+  } else {
+    store(static_cast<uint16_t*>(data) + index, v);
+  }
+}
+
+// Calls work(tag) with the post-op as a compile-time value, tag.value, so that loops hold no branch on it.
+template <PostOp op>
+struct PostOpTag {
+  static constexpr PostOp value = op;
+};
+
+template <typename Work>
+inline void with_post_op(PostOp op, const Work& work) {
+  switch (op) {
+    case PostOp::none: return work(PostOpTag<PostOp::none>{});
+    case PostOp::relu: return work(PostOpTag<PostOp::relu>{});
+    case PostOp::gelu_erf: return work(PostOpTag<PostOp::gelu_erf>{});
+    case PostOp::gelu_tanh: return work(PostOpTag<PostOp::gelu_tanh>{});
+    case PostOp::silu: return work(PostOpTag<PostOp::silu>{});
+    case PostOp::tanh: return work(PostOpTag<PostOp::tanh>{});
+    case PostOp::sigmoid: return work(PostOpTag<PostOp::sigmoid>{});
+  }
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
