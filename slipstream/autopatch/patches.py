@@ -17,7 +17,7 @@ from slipstream.autopatch.settings import Settings
 
 @dataclass(frozen=True)
 class Patch:
-    """``apply`` takes keyword arguments from Settings by name; ``undo`` takes none."""
+    """``apply`` takes the Settings; ``undo`` takes none."""
 
     name: str
     apply: str
@@ -25,7 +25,13 @@ class Patch:
 
 
 PATCHES = (
+    Patch(
+        "matmul precision",
+        "slipstream.optimize.options:set_matmul_precision",
+        "slipstream.optimize.options:restore_matmul_precision",
+    ),
     Patch("leaf tier", "slipstream.optimize.leaf_tier:install", "slipstream.optimize.leaf_tier:uninstall"),
+    Patch("attention", "slipstream.optimize.attention:install", "slipstream.optimize.attention:uninstall"),
 )
 
 _applied: list[Patch] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may follow a linear layer or a convolution inside one fused piece: a batch norm to fold, an activation.
+"""What may follow a weight layer inside one fused piece: a batch norm to fold, an activation.
 
 `Followers` also says, call by call, whether folding is still what the modules would compute: a batch norm that
 trains, keeps no statistics, or was given another epsilon is not folded.
@@ -7,14 +7,51 @@ trains, keeps no statistics, or was given another epsilon is not folded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from slipstream.optimize import activations
-
 Tensors = tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``post_op`` is the name in our kernels (None: they lack it); the rest is for torch's oneDNN operators."""
+
+    post_op: str | None
+    attribute: str
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+NONE = Activation("none", "none")
+
+
+def fusable(module: nn.Module) -> Activation | None:
+    """The fusable form of a module, exact classes only; None for anything else."""
+    kind = type(module)
+    if kind in _SIMPLE:
+        return _SIMPLE[kind]
+    if isinstance(module, nn.GELU) and kind is nn.GELU:
+        erf = module.approximate == "none"
+        return Activation("gelu_erf" if erf else "gelu_tanh", "gelu", (), module.approximate)
+    if isinstance(module, nn.ReLU6) and kind is nn.ReLU6:
+        return Activation(None, "hardtanh", (0.0, 6.0))
+    if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU:
+        return Activation(None, "leaky_relu", (module.negative_slope,))
+    return None
+
+
+_SIMPLE: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation("relu", "relu"),
+    nn.SiLU: Activation("silu", "swish"),
+    nn.Tanh: Activation("tanh", "tanh"),
+    nn.Sigmoid: Activation("sigmoid", "sigmoid"),
+    nn.Hardswish: Activation(None, "hardswish"),
+    nn.Hardsigmoid: Activation(None, "hardsigmoid"),
+}
 
 
 class Followers:
@@ -23,8 +60,8 @@ class Followers:
     def __init__(self, norm: nn.Module | None = None, activation: nn.Module | None = None) -> None:
         self.norm = norm
         self.activation = activation
-        found = activations.NONE if activation is None else activations.find(activation)
-        assert found is not None, "only activations that `activations.find` knows are put here"
+        found = NONE if activation is None else fusable(activation)
+        assert found is not None, "only activations that `fusable` knows are put here"
         self.form = found
         self.epsilon = getattr(norm, "eps", 0.0)
 
@@ -35,7 +72,7 @@ class Followers:
             norm.training or not norm.track_running_stats or norm.running_mean is None or norm.eps != self.epsilon
         ):
             return False
-        return self.activation is None or activations.find(self.activation) == self.form
+        return self.activation is None or fusable(self.activation) == self.form
 
     def tensors(self) -> Tensors:
         """What the result depends on beside the weight layer's own: weight, bias, mean, variance of the norm."""

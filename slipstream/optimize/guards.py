@@ -22,8 +22,8 @@ A bfloat16 product of random data is off by 2.4e-3 to 4e-3 and a float32 one by 
 hundred times) that, the data cancel so much that the dtype is not fit for them, or something is wrong.
 """
 
-TRIAL_MACS = 5e7
-"""Multiply-adds of a sample: about a millisecond on one core, so a trial of eight runs stays below ten."""
+TRIAL_MACS = 2e7
+"""Multiply-adds of a sample: about half a millisecond on one core, so a trial of eight takes a few."""
 
 SMALL_MACS = 3e4
 """Below this no kernel can repay the microsecond that the way to it takes: 30 k multiply-adds take one."""

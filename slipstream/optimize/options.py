@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from slipstream.decision import log
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,20 @@ class SetUp:
 
 set_up = SetUp()
 """That of this process."""
+
+_before: list[str] = []
+
+
+def set_matmul_precision(settings: Any) -> None:
+    """Set torch's own float32 precision process-wide; a script that sets it itself comes later and wins."""
+    wanted = settings.float32_matmul_precision
+    if wanted is None:
+        return
+    _before.append(torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision(wanted)
+    log.note("float32 matmul precision", True, f"set to {wanted} as asked")
+
+
+def restore_matmul_precision() -> None:
+    while _before:
+        torch.set_float32_matmul_precision(_before.pop())

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.optimize import activations, gates
+from slipstream.optimize import gates
 from slipstream.optimize.convolution import ConvolutionPiece
-from slipstream.optimize.followers import Followers
+from slipstream.optimize.followers import Followers, fusable
 from slipstream.optimize.linear import LinearPiece
 from slipstream.optimize.options import Options
 from slipstream.optimize.piece import Piece
@@ -40,14 +40,14 @@ class Row:
     piece: Piece | None
 
     def __call__(self, members: list[Any], x: Any) -> Any:
-        layer: Any = members[0]
+        first: Any = members[0]
         if (
             self.piece is not None
-            and self.piece.module() is layer
+            and id(self.piece.module()) == id(first)
             and gates.tensor_is_plain(x)
             and all(not member.training and gates.module_is_plain(member) for member in members)
         ):
-            y = self.piece.answer(layer, x)
+            y = self.piece.answer(first, x)
             if y is not None:
                 return y
         for member in members:
@@ -109,7 +109,7 @@ def find_row(members: list[Any], name: str, options: Options) -> Row:
     norm = activation = None
     if others and type(others[0]) is NORM_AFTER[type(first)] and _fits(first, others[0]):
         norm = others.pop(0)
-    found = activations.find(others[0]) if others else None
+    found = fusable(others[0]) if others else None
     if found is not None and (found.post_op is not None or type(first) is not nn.Linear):
         activation = others[0]
     followers = tuple(member for member in (norm, activation) if member is not None)
