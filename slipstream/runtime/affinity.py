@@ -81,9 +81,7 @@ def compare(planned: Iterable[int], process: int | None = None) -> Decision:
     """
     wanted = frozenset(planned)
     held = cpus_by_thread(process)
-    what = (
-        f"affinity of process {os.getpid() if process is None else process}: CPUs {format_cpu_list(wanted)}"
-    )
+    what = f"affinity of process {os.getpid() if process is None else process}: CPUs {format_cpu_list(wanted)}"
     escaped = {thread: mask for thread, mask in held.items() if mask - wanted}
     narrowed = {thread: mask for thread, mask in held.items() if mask < wanted}
     if escaped:

@@ -55,9 +55,7 @@ class CPUPool:
             limits = f"this thread may use {format_cpu_list(usable)}"
             raise PlanError.of("core_ids", asked, limits, "choose from these, or start with a wider affinity")
         if left_out := [cpu for cpu in asked if cpu not in usable]:
-            reason = (
-                f"outside the affinity of this thread, {format_cpu_list(usable)}; leave them out of core_ids"
-            )
+            reason = f"outside the affinity of this thread, {format_cpu_list(usable)}; leave them out of core_ids"
             decision.log.note(f"CPUPool: CPUs {format_cpu_list(left_out)}", False, reason)
             warnings.warn(f"CPUPool: CPUs {format_cpu_list(left_out)} are {reason}", stacklevel=2)
 
@@ -97,9 +95,7 @@ class pin:  # noqa: N801 - the name that scripts use, as `with pin(pool):` and `
         self._undo_stack().append(pin_thread(self.cpu_pool.core_ids))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._undo_stack().pop().close()
 
     def __call__(self, function: Function) -> Function:
@@ -137,9 +133,7 @@ def get_core_list_of_node_id(node_id: int) -> list[int]:
         if cpu.number in usable:
             by_node.setdefault(cpu.node, {}).setdefault(cpu.core, cpu.number)
     if isinstance(node_id, bool) or node_id not in by_node:
-        raise UsageError.of(
-            "node_id", node_id, sorted(by_node), "these are the nodes with a CPU for this thread"
-        )
+        raise UsageError.of("node_id", node_id, sorted(by_node), "these are the nodes with a CPU for this thread")
     return list(by_node[node_id].values())
 
 
@@ -196,9 +190,7 @@ def pin_thread(cpus: Sequence[int]) -> contextlib.ExitStack:
         return undo.pop_all()
 
 
-def _restore_team(
-    runtime: openmp.OpenMP, process: int, masks: dict[int, frozenset[int]], before: frozenset[int]
-) -> None:
+def _restore_team(runtime: openmp.OpenMP, process: int, masks: dict[int, frozenset[int]], before: frozenset[int]) -> None:
     """Give every thread of the team its mask back; threads that started inside get the caller's."""
     if os.getpid() != process:
         return  # a forked child has no team, and asking libgomp for it would wait for ever

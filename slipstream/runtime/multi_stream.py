@@ -46,7 +46,7 @@ class MultiStreamModule(torch.nn.Module):
     `join_results` raise.
     """
 
-    def __init__(  # noqa: PLR0917 - the order in which scripts pass them
+    def __init__(
         self,
         model: Callable[..., Any],
         num_streams: int | str = "AUTO",
@@ -74,18 +74,14 @@ class MultiStreamModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         calls = split_call(self.input_split_hint, args, kwargs, self.num_streams)
         threads = self._threads[: len(calls)]
-        results = _results(
-            [thread.submit(self.model, *a, **k) for thread, (a, k) in zip(threads, calls, strict=True)]
-        )
+        results = _results([thread.submit(self.model, *a, **k) for thread, (a, k) in zip(threads, calls, strict=True)])
         return join_results(self._result_hint, results) if self.concat_output else results
 
 
 class _MultiStreamBenchmarkModule(torch.nn.Module):
     """Every stream runs the same whole call; the result is stream 0's. For measuring throughput."""
 
-    def __init__(
-        self, model: Callable[..., Any], num_streams: int | str = "AUTO", cpu_pool: CPUPool | None = None
-    ) -> None:
+    def __init__(self, model: Callable[..., Any], num_streams: int | str = "AUTO", cpu_pool: CPUPool | None = None) -> None:
         super().__init__()
         self.model = model
         self.cpu_pool = CPUPool() if cpu_pool is None else require_pool(cpu_pool)
@@ -100,9 +96,7 @@ def _hint(argument: str, hint: object) -> MultiStreamModuleHint:
     if hint is None:
         return MultiStreamModuleHint(0)
     if not isinstance(hint, MultiStreamModuleHint):
-        raise UsageError.of(
-            argument, repr(hint), "not a MultiStreamModuleHint", "pass MultiStreamModuleHint(0)"
-        )
+        raise UsageError.of(argument, repr(hint), "not a MultiStreamModuleHint", "pass MultiStreamModuleHint(0)")
     return hint
 
 

@@ -40,9 +40,7 @@ class MultiStreamModuleHint:
         """The tree of hints that a result has to match."""
         if len(self.args) > 1 or not (self.args or self.kwargs):
             rule = "needs one positional hint, or keyword hints, or one of each"
-            raise UsageError.of(
-                "output_concat_hint", self, rule, "for a tuple write MultiStreamModuleHint((0, 0))"
-            )
+            raise UsageError.of("output_concat_hint", self, rule, "for a tuple write MultiStreamModuleHint((0, 0))")
         if not self.kwargs:
             return self.args[0]
         return (self.args[0], self.kwargs) if self.args else self.kwargs
@@ -51,9 +49,7 @@ class MultiStreamModuleHint:
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def split_call(
-    hint: MultiStreamModuleHint, args: tuple[Any, ...], kwargs: dict[str, Any], streams: int
-) -> list[Call]:
+def split_call(hint: MultiStreamModuleHint, args: tuple[Any, ...], kwargs: dict[str, Any], streams: int) -> list[Call]:
     """The calls that take the place of one: at most ``streams``, and no more than the batch has samples.
 
     Stream i gets its share of every tensor that the hint splits, the first streams one sample more where it
@@ -100,8 +96,7 @@ def join_results(hint: Any, results: list[Any], where: str = "the result") -> An
         if not _alike(hint, result) or set(_keys(hint)) != set(_keys(result)):
             raise _result_error(hint, result, where)
     parts = {
-        key: join_results(hint[key], [result[key] for result in results], f"{where}[{key!r}]")
-        for key in _keys(results[0])
+        key: join_results(hint[key], [result[key] for result in results], f"{where}[{key!r}]") for key in _keys(results[0])
     }
     return _rebuilt(results[0], parts)
 
@@ -139,9 +134,7 @@ def _walk(hint: Any, value: Any, where: str, at_dimension: AtDimension, at_unnam
         _require_dimension(hint, value, where)
         return at_dimension(hint, value, where)
     if not _alike(hint, value):
-        raise UsageError(
-            f"{where}: the hint is {hint!r} and the argument a {type(value).__name__}; make them alike"
-        )
+        raise UsageError(f"{where}: the hint is {hint!r} and the argument a {type(value).__name__}; make them alike")
     named = set(_keys(hint))
     parts = {}
     for key in _keys(value):
@@ -156,9 +149,7 @@ def _walk(hint: Any, value: Any, where: str, at_dimension: AtDimension, at_unnam
 
 def _batch_size(sizes: dict[str, int], hint: MultiStreamModuleHint) -> int:
     if not sizes:
-        raise UsageError(
-            f"{hint}: the call has no tensor at any of its dimensions; name one that is to be split"
-        )
+        raise UsageError(f"{hint}: the call has no tensor at any of its dimensions; name one that is to be split")
     batch = next(iter(sizes.values()))
     if any(size != batch for size in sizes.values()):
         listed = ", ".join(f"{where} has {size}" for where, size in sizes.items())
@@ -188,9 +179,7 @@ def _require_dimension(dim: int, value: Any, where: str) -> None:
         remedy = "put None into the hint to give it whole to every stream"
         raise UsageError(f"{where}: a {type(value).__name__} cannot be split along dimension {dim}; {remedy}")
     if not -value.dim() <= dim < value.dim():
-        raise UsageError(
-            f"{where}: a tensor of shape {tuple(value.shape)} has no dimension {dim} to split along"
-        )
+        raise UsageError(f"{where}: a tensor of shape {tuple(value.shape)} has no dimension {dim} to split along")
 
 
 def _concatenate(dim: int, results: list[Any], where: str) -> Any:

@@ -56,9 +56,7 @@ class Task:
 
     def __init__(self, module: Callable[..., Any], cpu_pool: CPUPool) -> None:
         if not callable(module):
-            raise UsageError.of(
-                "module", repr(module), "not a module or function", "pass what is to be called"
-            )
+            raise UsageError.of("module", repr(module), "not a module or function", "pass what is to be called")
         self.module = module
         self.cpu_pool = require_pool(cpu_pool)
         self._thread = PinnedThread(cpu_pool)
