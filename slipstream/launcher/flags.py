@@ -126,7 +126,9 @@ DISTRIBUTED = (
     Flag("hostfile", "text", "file with a host on each line; the first is the master", "hostfile", value="FILE"),
     Flag("master-addr", "text", "address of the first machine", "127.0.0.1", value="ADDRESS"),
     Flag("master-port", "integer", "port on the first machine", 29500, value="PORT"),
-    Flag("ccl-worker-count", "integer", "cores of each rank kept for oneCCL's workers", 4, value="N"),
+    Flag(
+        "ccl-worker-count", "integer", "cores of each rank kept for oneCCL's workers, where oneCCL is installed", 4, value="N"
+    ),
     switch("logical-cores-for-ccl", "oneCCL's workers get SMT siblings instead of cores"),
     Flag("extra-mpi-params", "text", "more arguments for mpiexec, as one quoted text", "", value="TEXT"),
 )

@@ -43,6 +43,10 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     for warning in plan.warnings:
         say(f"warning: {warning}")
     _check_still_fits(plan, topology)
+    if plan.command:
+        from slipstream.launcher import distributed
+
+        plan = replace(plan, instances=(distributed.as_one_instance(plan),))
     return _run(plan, options, environ, say, command)
 
 
@@ -57,13 +61,32 @@ def _topology(options: LaunchOptions) -> Topology:
 def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> LaunchPlan:
     if options.plan_from:
         return report.plan_from_file(options.plan_from)
-    plan = make_plan(topology, options.placement)
     preload = choose_preload(options.libraries, environ, best_allocator=_best_allocator)
+    plan, variables = _placed(options, topology)
+    preload = replace(preload, variables=(*preload.variables, *variables))
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
-    around = environment.Surroundings(environ, preload, words, buffered=not _needs_pipes(plan, options))
+    around = environment.Surroundings(
+        environ, preload, words, buffered=bool(options.distributed.nnodes) or not _needs_pipes(plan, options)
+    )
     instances = tuple(environment.equip(one, options, around) for one in plan.instances)
     more = (*preload.warnings, *warnings, *environment.overridden(instances[0], environ))
-    return replace(plan, instances=instances, warnings=(*plan.warnings, *more))
+    plan = replace(plan, instances=instances, warnings=(*plan.warnings, *more))
+    if options.distributed.nnodes:
+        from slipstream.launcher import distributed
+
+        plan = replace(plan, command=distributed.start_command(plan, options.distributed))
+    return plan
+
+
+def _placed(options: LaunchOptions, topology: Topology) -> tuple[LaunchPlan, tuple[tuple[str, str, str], ...]]:
+    """The plan of instances, or of this machine's ranks with the variables that all of them need."""
+    wanted = options.distributed
+    if not wanted.nnodes:
+        return make_plan(topology, options.placement), ()
+    from slipstream.launcher import distributed
+
+    ranks = distributed.make_rank_plan(topology, options.placement, wanted, workers=distributed.ccl_workers(wanted))
+    return ranks.plan, ranks.variables
 
 
 def _best_allocator(paths: Mapping[str, str]) -> tuple[str, str]:

@@ -91,7 +91,8 @@ class Distributed:
     hostfile: str = "hostfile"
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
-    ccl_worker_count: int = 4
+    ccl_worker_count: int | None = None
+    """None: not said."""
     logical_cores_for_ccl: bool = False
     extra_mpi_params: str = ""
 
@@ -132,7 +133,7 @@ def launch_options(line: CommandLine, *, program_needed: bool = True) -> LaunchO
         libraries=Libraries(values.memory_allocator, values.omp_runtime, values.benchmark, values.preload_children),
         optimization=_optimization(values),
         running=_running(values),
-        distributed=_distributed(values),
+        distributed=_distributed(values, line.given),
         plan_form=plan_form,
         plan_from=values.plan_from,
         topology=values.topology,
@@ -253,7 +254,7 @@ def _check_report(path: str) -> None:
         raise UsageError(f"--report {path}: the folder {folder} does not exist")
 
 
-def _distributed(values: Namespace) -> Distributed:
+def _distributed(values: Namespace, given: frozenset[str]) -> Distributed:
     for name in ("nnodes", "nprocs-per-node", "ccl-worker-count"):
         number = getattr(values, name.replace("-", "_"))
         if number < 0:
@@ -268,7 +269,7 @@ def _distributed(values: Namespace) -> Distributed:
         hostfile=values.hostfile,
         master_addr=values.master_addr,
         master_port=values.master_port,
-        ccl_worker_count=values.ccl_worker_count,
+        ccl_worker_count=values.ccl_worker_count if "ccl-worker-count" in given else None,
         logical_cores_for_ccl=values.logical_cores_for_ccl,
         extra_mpi_params=values.extra_mpi_params,
     )

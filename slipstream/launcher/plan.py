@@ -36,11 +36,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """All instances, every CPU that none of them gets with its reason, and what the user should know."""
+    """All instances, every CPU that none of them gets with its reason, and what the user should know.
+
+    Where the instances are ranks of one job, ``command`` is what starts them.
+    """
 
     instances: tuple[Instance, ...]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
 
 
 def make_plan(topology: Topology, placement: Placement) -> LaunchPlan:

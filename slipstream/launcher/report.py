@@ -23,6 +23,7 @@ Report = dict[str, Any]
 
 def plan_as_dict(plan: LaunchPlan) -> dict[str, Any]:
     """The plan in the form that --plan json prints and --plan-from reads."""
+    starter: dict[str, Any] = {"command": list(plan.command)} if plan.command else {}
     return {
         "instances": [
             {
@@ -40,6 +41,7 @@ def plan_as_dict(plan: LaunchPlan) -> dict[str, Any]:
         ],
         "left_out": [{"cpus": list(item.cpus), "reason": item.reason} for item in plan.left_out],
         "warnings": list(plan.warnings),
+        **starter,
     }
 
 
@@ -57,6 +59,8 @@ def plan_as_text(plan: LaunchPlan, topology: Topology | None) -> str:
             lines.append(f"  {name}={shlex.quote(value)}  # {one.reasons.get(name, 'from the plan file')}")
         if one.argv:
             lines.append(f"  $ {shlex.join(one.argv)}")
+    if plan.command:
+        lines.append(f"these are ranks, started by\n  $ {shlex.join(plan.command)}")
     lines += [f"left out: CPUs {format_cpu_list(item.cpus)}: {item.reason}" for item in plan.left_out]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines) + "\n"
@@ -122,13 +126,15 @@ def plan_from_file(path: str) -> LaunchPlan:
             for place, item in enumerate(content["instances"])
         )
         left_out = tuple(LeftOut(numbers(item["cpus"]), item["reason"]) for item in content.get("left_out", []))
+        if not instances:
+            raise UsageError(f"--plan-from {path}: it has no instances")
     except OSError as error:
         raise UsageError(f"--plan-from {path}: {error.strerror or error}") from error
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UsageError(f"--plan-from {path}: not a plan as --plan json prints it ({error!r})") from error
-    return LaunchPlan(instances, left_out, tuple(content.get("warnings", [])))
+    return LaunchPlan(instances, left_out, tuple(content.get("warnings", [])), tuple(content.get("command", [])))
 
 
 def merged_report(plan: LaunchPlan, folder: str, *, instances: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> Report:
