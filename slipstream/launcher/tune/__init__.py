@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slipstream tune`: search launch configurations and print the winning command line.
+"""`slipstream tune`: search launch configurations and print the winning command line. Being written by the tune engineer.
 
-Being written by the tune engineer; the launcher imports nothing from here except through
-the `slipstream` command's table of subcommands.
+Values flow: `request` (what was asked) → `space`, `screening` (what may be tried) → `search` (what is tried, pure) →
+`result`, `plot`. Effects are behind `trial.Runner`: `launch_trial` starts ipexrun, `record` keeps what it saw.
 """
