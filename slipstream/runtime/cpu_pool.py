@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, SupportsIndex, TypeVar, cast
 
 from slipstream import decision
 from slipstream.errors import PlanError, SlipstreamError, UsageError
@@ -150,11 +150,13 @@ def _numbers(core_ids: Iterable[int]) -> list[int]:
     rule = "not a list of different CPU numbers"
     if isinstance(core_ids, str) or not isinstance(core_ids, Iterable):
         raise UsageError.of("core_ids", repr(core_ids), rule, "pass for example [0, 1] or range(4)")
-    numbers = list(core_ids)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0 or numbers.count(number) > 1:
-            raise UsageError.of("core_ids", numbers, rule, f"see {number!r}")
-    return numbers
+    given = list(core_ids)
+    for number in given:
+        # SupportsIndex: NumPy's integers are numbers too.
+        is_number = isinstance(number, SupportsIndex) and not isinstance(number, bool)
+        if not is_number or number < 0 or given.count(number) > 1:
+            raise UsageError.of("core_ids", given, rule, f"see {number!r}")
+    return [int(number) for number in given]
 
 
 def require_pool(cpu_pool: object) -> CPUPool:

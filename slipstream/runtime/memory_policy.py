@@ -128,7 +128,7 @@ def _refusal(name: str, number: int) -> str:
 def _call(which: int, *arguments: object) -> int | None:
     """set_mempolicy (0) or get_mempolicy (1): None on success, the errno on refusal."""
     numbers = _SYSCALLS.get(platform.machine())
-    if numbers is None:
+    if numbers is None or _WORD_BITS != 64:  # a 32-bit process on a 64-bit machine has other numbers
         return errno.ENOSYS
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long

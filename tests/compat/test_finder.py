@@ -2,6 +2,7 @@
 """Old imports are answered when the real package is absent, and only then; a refusal is one line with a remedy."""
 
 import importlib
+import importlib.util
 import os
 import pathlib
 import subprocess

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+import numpy
 import pytest
 import torch
 
@@ -69,6 +70,12 @@ def test_the_default_pool_is_what_the_thread_may_use():
 @pytest.mark.parametrize("kind", [list, tuple, iter])
 def test_any_list_of_numbers_makes_a_pool_in_its_order(kind):
     assert CPUPool(kind(CPUS[::-1])).core_ids == CPUS[::-1]
+
+
+def test_numbers_of_numpy_are_numbers():
+    core_ids = CPUPool(numpy.array(CPUS)).core_ids
+    assert core_ids == CPUS
+    assert {type(cpu) for cpu in core_ids} == {int}
 
 
 def test_the_second_object_inside_is_the_pool():

@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -218,6 +219,24 @@ def test_queued_calls_run_even_if_the_task_is_dropped(pool):
     gc.collect()
     future.get()
     assert done == [1]
+
+
+def test_a_forked_child_has_a_worker_of_its_own():
+    """In a process of its own: Python warns of forking one that has threads, and torch's users do it."""
+    code = f"""
+import os, warnings
+warnings.simplefilter("ignore")
+import torch
+from slipstream.runtime import CPUPool, Task
+task, x = Task(lambda x: float((x @ x).sum()), CPUPool({CPUS})), torch.ones(300, 300)
+expected = task.run_sync(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if task.run_sync(x) == expected else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
 def test_bad_arguments(pool):
