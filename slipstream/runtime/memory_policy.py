@@ -85,7 +85,9 @@ def apply(policy: str, nodes: tuple[int, ...] = ()) -> Decision:
     # The kernel counts one bit more than it reads (it decrements maxnode), hence the + 1.
     failure = _call(0, mode, ctypes.byref(mask) if nodes else None, _MASK_BITS + 1 if nodes else 0)
     if failure is not None:
-        return Decision(what, False, _refusal("set_mempolicy", failure))
+        too_old = mode == _PREFERRED_MANY and failure == errno.EINVAL
+        hint = "; or the kernel is older than 5.15, which prefers one node only" if too_old else ""
+        return Decision(what, False, _refusal("set_mempolicy", failure) + hint)
     # The kernel silently leaves out nodes that this process may not use, as long as one is left.
     kept = current()
     if kept.policy is not None and nodes and set(kept.nodes) != set(nodes):

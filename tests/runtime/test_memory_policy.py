@@ -25,9 +25,7 @@ def in_thread(function):
     return results[0]
 
 
-SUPPORTED = in_thread(memory_policy.current).policy is not None and in_thread(
-    lambda: memory_policy.apply("default").taken
-)
+SUPPORTED = in_thread(memory_policy.current).policy is not None and in_thread(lambda: memory_policy.apply("default").taken)
 TOUCH_AND_LOOK = """
 import ctypes, mmap
 from slipstream.runtime import memory_policy
@@ -101,6 +99,12 @@ def test_a_refusal_of_the_kernel_is_a_reason(monkeypatch, number, words):
     held = memory_policy.current()
     assert held.policy is None
     assert words in held.reason
+
+
+def test_an_old_kernel_that_prefers_one_node_only(monkeypatch):
+    monkeypatch.setattr(memory_policy, "_call", lambda *_: errno.EINVAL)
+    assert "older than 5.15" in memory_policy.apply("preferred", (0, 1)).reason
+    assert "older than 5.15" not in memory_policy.apply("preferred", (0,)).reason
 
 
 def test_a_machine_whose_call_numbers_are_unknown(monkeypatch):
