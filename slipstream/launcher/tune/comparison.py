@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 CERTAINTY = 0.05
 """At most this chance that chance alone would have put one set so far above the other. Three runs against three reach
@@ -109,7 +109,7 @@ def _chance_of(wins: int, first: int, second: int) -> float:
     return favourable / math.comb(first + second, first)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _orders(first: int, second: int, wins: int) -> int:
     """In how many orders of all values exactly so many pairs are won: the largest value is one of either side."""
     if wins < 0:
