@@ -76,7 +76,12 @@ BINDING = (
     ),
 )
 LIBRARIES = (
-    choice("memory-allocator", ("auto", "default", "tcmalloc", "jemalloc"), "malloc to preload into the instances"),
+    choice(
+        "memory-allocator",
+        ("auto", "default", "keep", "tcmalloc", "jemalloc"),
+        "malloc of the instances: auto, what measures fastest here; default, the system's; keep, the system's, told to "
+        "keep freed blocks; or one to preload",
+    ),
     choice("omp-runtime", ("auto", "default", "intel"), "OpenMP runtime: torch's own, or Intel's to preload"),
     switch("benchmark", "jemalloc gives nothing back to the system: fastest, and may run out of memory"),
     switch("preload-children", "what is preloaded stays preloaded in the processes that the script starts"),

@@ -61,7 +61,8 @@ def _topology(options: LaunchOptions) -> Topology:
 def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> LaunchPlan:
     if options.plan_from:
         return report.plan_from_file(options.plan_from)
-    preload = choose_preload(options.libraries, environ, best_allocator=_best_allocator)
+    best = _best_allocator if options.program.kind != "executable" and not options.topology else None
+    preload = choose_preload(options.libraries, environ, best_allocator=best)
     plan, variables = _placed(options, topology)
     preload = replace(preload, variables=(*preload.variables, *variables))
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
@@ -89,11 +90,11 @@ def _placed(options: LaunchOptions, topology: Topology) -> tuple[LaunchPlan, tup
     return ranks.plan, ranks.variables
 
 
-def _best_allocator(paths: Mapping[str, str]) -> tuple[str, str]:
+def _best_allocator(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
     """Imported only where there is a choice."""
     from slipstream.launcher.process.allocator_probe import best_allocator
 
-    return best_allocator(paths)
+    return best_allocator(candidates)
 
 
 def _print_plan(plan: LaunchPlan, topology: Topology, form: str) -> None:

@@ -28,7 +28,13 @@ INSTALL = {
 }
 JEMALLOC = "oversize_threshold:1,background_thread:true,metadata_thp:auto"
 JEMALLOC_BENCHMARK = "oversize_threshold:1,background_thread:false,metadata_thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"
+# The system's malloc hands freed blocks above a moving threshold back to the kernel, and each next layer's
+# activations then cost a page fault for every 4 KB. 32 MB is the highest threshold that glibc takes; the other
+# number is "never give back from the top".
+KEEP = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
 LD_CACHE = "/etc/ld.so.cache"
+
+BestAllocator = Callable[[Mapping[str, Mapping[str, str]]], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,13 @@ def choose_preload(
     libraries: Libraries,
     environ: Mapping[str, str],
     *,
-    best_allocator: Callable[[Mapping[str, str]], tuple[str, str]] | None = None,
+    best_allocator: BestAllocator | None = None,
 ) -> Preload:
-    """What to preload for these wishes. ``best_allocator(paths)`` gives the (name, reason) that `auto` takes."""
+    """What to preload for these wishes.
+
+    ``best_allocator`` takes the candidates by name, each the variables of a process that uses it, and gives the
+    (name, reason) that `auto` takes; without it `auto` leaves everything as it is.
+    """
     openmp = _openmp(libraries, environ)
     allocator = _allocator(libraries, environ, best_allocator)
     return Preload(
@@ -100,28 +110,41 @@ def _openmp(libraries: Libraries, environ: Mapping[str, str]) -> Preload:
 def _allocator(
     libraries: Libraries,
     environ: Mapping[str, str],
-    best: Callable[[Mapping[str, str]], tuple[str, str]] | None,
+    best: BestAllocator | None,
 ) -> Preload:
     name, reason = libraries.allocator, "as asked"
     for present in ("tcmalloc", "jemalloc"):
         if preloaded(present, environ):
             return Preload((), _settings(present, libraries), (f"allocator: {present}, already in LD_PRELOAD",))
     if name == "auto":
-        found = {key: find_library(key, environ) for key in ("tcmalloc", "jemalloc")}
-        paths = {key: path for key, path in found.items() if path}
-        if not paths or best is None:
-            why = "no other is installed" if not paths else "not measured here"
-            return Preload(reasons=(f"allocator: the system's, {why}",))
-        name, reason = best(paths)
+        if best is None:
+            return Preload(reasons=("allocator: the system's, as it is: large blocks are what Python programs have",))
+        name, reason = best(_candidates(libraries, environ))
     if name == "default":
         return Preload(reasons=(f"allocator: the system's, {reason}",))
+    if name == "keep":
+        return Preload((), _settings("keep", libraries), (f"allocator: the system's, keeping freed blocks, {reason}",))
     path = find_library(name, environ)
     if path is None:
         return Preload(warnings=(f"--memory-allocator {name}: the library is not here; {INSTALL[name]}",))
     return Preload((path,), _settings(name, libraries), (f"allocator: {path}, {reason}",))
 
 
+def _candidates(libraries: Libraries, environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The variables of a process with each allocator that is here."""
+    found: dict[str, dict[str, str]] = {"default": {}}
+    for name in ("keep", "tcmalloc", "jemalloc"):
+        path = find_library(name, environ) if name in SONAMES else ""
+        if path is not None:
+            found[name] = {variable: value for variable, value, _ in _settings(name, libraries)}
+            if path:
+                found[name]["LD_PRELOAD"] = path
+    return found
+
+
 def _settings(allocator: str, libraries: Libraries) -> tuple[tuple[str, str, str], ...]:
+    if allocator == "keep":
+        return (("GLIBC_TUNABLES", KEEP, "freed blocks up to 32 MB stay in the process: no page faults at their next use"),)
     if allocator != "jemalloc":
         return ()
     if libraries.benchmark:

@@ -24,6 +24,17 @@ def environment(**changes):
     return {name: value for name, value in merged.items() if changes.get(name, "") is not None}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """What is measured once a machine is measured once for the tests, and the user's cache is left alone."""
+    before = os.environ.get("SLIPSTREAM_CACHE")
+    os.environ["SLIPSTREAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("SLIPSTREAM_CACHE")
+    if before is not None:
+        os.environ["SLIPSTREAM_CACHE"] = before
+
+
 @pytest.fixture
 def script(tmp_path):
     """Write a script; the text may be indented."""

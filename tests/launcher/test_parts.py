@@ -148,21 +148,42 @@ def test_what_is_missing_comes_with_its_install_line(tmp_path, monkeypatch):
 
 def test_auto_takes_what_was_measured_to_be_faster(monkeypatch):
     monkeypatch.setattr(preload, "find_library", lambda name, environ: f"/lib/{name}.so")
-    chosen = preload.choose_preload(
-        Libraries(), {}, best_allocator=lambda paths: allocator_probe.judge({"default": 1.0, "jemalloc": 0.5, "tcmalloc": 0.6})
-    )
+    measured = {"default": 1.0, "keep": 0.7, "jemalloc": 0.5, "tcmalloc": 0.6}
+    asked = {}
+
+    def best(candidates):
+        asked.update(candidates)
+        return allocator_probe.judge(measured)
+
+    chosen = preload.choose_preload(Libraries(), {}, best_allocator=best)
+    assert set(asked) == set(measured)
     assert chosen.libraries == ("/lib/jemalloc.so",)
     assert chosen.variables[0][0] == "MALLOC_CONF"
-    assert "default 1000 ms, jemalloc 500 ms" in " ".join(chosen.reasons)
+    assert "default 1000 ms, keep 700 ms, jemalloc 500 ms" in " ".join(chosen.reasons)
 
 
 def test_auto_stays_where_nothing_is_clearly_faster():
     assert allocator_probe.judge({"default": 1.0, "jemalloc": 0.95})[0] == "default"
 
 
-def test_a_library_that_crashes_is_out(tmp_path):
-    seconds = allocator_probe.measure({"jemalloc": "/no/such/library.so"})
-    assert seconds["default"] > 0
+def test_the_probe_runs_and_a_library_that_fails_is_out(tmp_path, monkeypatch):
+    candidates = {"default": {}, "broken": {"LD_PRELOAD": str(tmp_path / "no-such-library.so")}}
+    seconds = allocator_probe.measure(candidates)
+    assert set(seconds) == {"default"} and 0 < seconds["default"] < float("inf")
+
+
+def test_what_was_measured_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv(env.CACHE, str(tmp_path / "cache"))
+    calls = []
+
+    def measure(candidates):
+        calls.append(candidates)
+        return {"default": 1.0, "keep": 0.5}
+
+    monkeypatch.setattr(allocator_probe, "measure", measure)
+    answers = [allocator_probe.best_allocator({"default": {}, "keep": {}}) for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0][0] == "keep"
+    assert len(calls) == 1
 
 
 def test_users_own_preload_is_respected():

@@ -31,7 +31,7 @@ libc.malloc.argtypes = [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 start = time.perf_counter()
-for _ in range(15):
+for _ in range(5):
     for kilobytes in (64, 512, 3072, 12288):
         first, second = libc.malloc(kilobytes * 1024), libc.malloc(kilobytes * 1024)
         libc.memset(first, 1, kilobytes * 1024)
@@ -42,13 +42,13 @@ print(time.perf_counter() - start)
 """
 
 
-def best_allocator(paths: Mapping[str, str]) -> tuple[str, str]:
-    """(`default` or a key of ``paths``, the reason with its figures)."""
-    key = _key(paths)
+def best_allocator(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """(a key of ``candidates``, the reason with its figures). Each value is what its process has in its environment."""
+    key = _key(candidates)
     cache = _cache_file()
     known = _read(cache)
     if key not in known:
-        known[key] = measure(paths)
+        known[key] = measure(candidates)
         _write(cache, known)
     return judge(known[key])
 
@@ -63,33 +63,44 @@ def judge(seconds: Mapping[str, float]) -> tuple[str, str]:
     return "default", f"no other here is clearly faster at allocating large blocks ({figures})"
 
 
-def measure(paths: Mapping[str, str]) -> dict[str, float]:
-    """The best of a few runs each, taken in turn."""
-    candidates = {"default": "", **paths}
+def measure(candidates: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
+    """The best of a few runs each, taken in turn; without those that fail."""
     seconds: dict[str, float] = {}
+    failed: set[str] = set()
     for _ in range(ROUNDS):
-        for name, path in candidates.items():
-            taken = _run(path)
-            if taken is not None:
+        for name, variables in candidates.items():
+            taken = None if name in failed else _run(variables)
+            if taken is None:
+                failed.add(name)
+            else:
                 seconds[name] = min(taken, seconds.get(name, taken))
-    seconds.setdefault("default", float("inf"))
-    return seconds
+    kept = {name: value for name, value in seconds.items() if name not in failed}
+    return {"default": float("inf"), **kept}
 
 
-def _run(library: str) -> float | None:
-    environment = {"LD_PRELOAD": library, "PATH": os.defpath}
+def _run(variables: Mapping[str, str]) -> float | None:
+    """Seconds; None where the process fails or the loader complains of the library."""
     try:
         ended = subprocess.run(
-            [sys.executable, "-S", "-E", "-c", PROBE], env=environment, capture_output=True, timeout=20, check=True
+            [sys.executable, "-S", "-E", "-c", PROBE],
+            env={"PATH": os.defpath, **variables},
+            capture_output=True,
+            timeout=20,
+            check=True,
         )
-        return float(ended.stdout)
+        return None if ended.stderr else float(ended.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def _key(paths: Mapping[str, str]) -> str:
-    files = [f"{path}@{os.stat(path).st_mtime_ns}" for path in sorted(paths.values())]
-    return "|".join([platform.node(), str(os.cpu_count()), *files])
+def _key(candidates: Mapping[str, Mapping[str, str]]) -> str:
+    """The machine, and the very files that were measured."""
+    parts = [platform.node(), platform.release(), str(os.cpu_count())]
+    for name, variables in sorted(candidates.items()):
+        library = variables.get("LD_PRELOAD", "")
+        stamp = os.stat(library).st_mtime_ns if library else 0
+        parts.append(f"{name}={library}@{stamp}")
+    return "|".join(parts)
 
 
 def _cache_file() -> str:
