@@ -41,7 +41,17 @@ def fusable(module: nn.Module) -> Activation | None:
         return Activation(None, "hardtanh", (0.0, 6.0))
     if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU:
         return Activation(None, "leaky_relu", (module.negative_slope,))
-    return None
+    return _of_transformers(module)
+
+
+def _of_transformers(module: nn.Module) -> Activation | None:
+    """The same for transformers' activation modules, known by name so that transformers need not be there."""
+    if type(module).__module__ != "transformers.activations":
+        return None
+    name = type(module).__name__
+    if name == "GELUActivation" and getattr(module, "act", None) is not torch.nn.functional.gelu:
+        return None  # its Python variant was asked for
+    return _BY_NAME.get(name)
 
 
 _SIMPLE: dict[type[nn.Module], Activation] = {
@@ -51,6 +61,17 @@ _SIMPLE: dict[type[nn.Module], Activation] = {
     nn.Sigmoid: Activation("sigmoid", "sigmoid"),
     nn.Hardswish: Activation(None, "hardswish"),
     nn.Hardsigmoid: Activation(None, "hardsigmoid"),
+}
+
+
+_GELU_TANH = Activation("gelu_tanh", "gelu", (), "tanh")
+_BY_NAME = {
+    "GELUActivation": Activation("gelu_erf", "gelu", (), "none"),
+    "GELUTanh": _GELU_TANH,
+    "NewGELUActivation": _GELU_TANH,
+    "FastGELUActivation": _GELU_TANH,
+    "AccurateGELUActivation": _GELU_TANH,
+    "SiLUActivation": _SIMPLE[nn.SiLU],
 }
 
 

@@ -18,12 +18,12 @@ from torch import nn
 from slipstream import decision
 from slipstream.kernels import native
 from slipstream.optimize import dropout, guards, names, packs
+from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.convolution import ConvolutionPiece
 from slipstream.optimize.linear import LinearPiece
 from slipstream.optimize.lstm import LstmPiece
 from slipstream.optimize.options import Options, set_up
-from slipstream.optimize.piece import Piece
-from slipstream.optimize.sequential import SequentialPiece
+from slipstream.optimize.sequential import NORM_AFTER, SequentialPiece
 
 SLOT = "_compiled_call_impl"
 
@@ -76,6 +76,7 @@ def uninstall() -> None:
     packs.unwatch_data()
     packs.drop_all()
     guards.speed.clear()
+    let_all_go()
     _pieces.clear()
 
 
@@ -87,16 +88,20 @@ def open_slots() -> None:
             setattr(leaf, SLOT, _Slot())
 
 
-def adopt(module: nn.Module, name: str, options: Options) -> Piece | None:
+def adopt(module: nn.Module, name: str, options: Options) -> Any:
     """Let a piece answer for this module from now on; None where its class is not one that we know."""
     leaf = _leaf_class(module)
     if leaf is None:
         return None
-    piece = PIECES[leaf](module, name, options)
     number = id(module)
-    _pieces[number] = piece
+
+    def answer_by(piece: Any) -> None:
+        _pieces[number] = piece
+
+    piece = PIECES[leaf](module, name, options)
+    answer_by(HandOverPiece(piece, answer_by) if leaf in NORM_AFTER else piece)
     weakref.finalize(module, _pieces.pop, number, None).atexit = False
-    return piece  # type: ignore[no-any-return]
+    return _pieces[number]
 
 
 def _meet(module: nn.Module) -> Any:

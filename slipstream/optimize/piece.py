@@ -117,7 +117,7 @@ class Piece:
                 pack = self._pack_again(module, x, tensors)
                 if pack is None:
                     return None
-            pack.uses += 1
+            pack.life.uses += 1
             return self.run(module, x, pack.content, tensors)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, the report says so
             self._failed(error)
@@ -198,7 +198,7 @@ class Piece:
             return None
         old, self.pack = self.pack, None
         if old is not None:
-            self.misses = self.misses + 1 if old.uses < 4 else 0
+            self.misses = self.misses + 1 if old.life.uses < 4 else 0
             if self.misses >= 2:
                 self.waiting = min(1 << self.misses, 1 << 16)
                 self._note(False, "the weights change too often to be worth packing")
@@ -222,7 +222,7 @@ class Piece:
             f"{str(dtype).removeprefix('torch.')} weights, packed once",
             speedup_x=round(speedup, 2),
             error_relative=self.error,
-            memory_mb=pack.bytes / 1e6,
+            memory_mb=pack.life.bytes / 1e6,
         )
 
     def _refuse(self, size: Hashable, why: str, **figures: float) -> bool:
@@ -235,10 +235,14 @@ class Piece:
         """Count a call that the original won; after enough of them, this module is not looked at again."""
         self.losses += 1
         if not self.wins and self.losses >= PATIENCE:
+            self._leave(module)
+
+    def _leave(self, module: nn.Module) -> None:
+        if not self.shares_module:
             module.__dict__["_compiled_call_impl"] = None
 
     def _give_up(self, module: nn.Module, why: str, **figures: float) -> None:
-        module.__dict__["_compiled_call_impl"] = None
+        self._leave(module)
         self.verdicts = _Never()
         self.pack = None
         self._note(False, why, **figures)
@@ -252,6 +256,9 @@ class Piece:
         log.note(f"{self.name}: {self.act}", taken, why, **figures)
 
     error: float = math.nan
+
+    shares_module = False
+    """Whether another piece answers for this module as well, so that giving up must not take the module's slot."""
 
 
 class _Never(dict[Hashable, bool]):
