@@ -78,3 +78,55 @@ def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
         )
     console().print(table)
     console().print("* the fastest of its model; error: largest difference over largest value of eager float32")
+
+
+def show_demo(rows: Sequence[dict[str, Any]]) -> None:
+    """A row a script and way of running it."""
+    columns = ["batch ms", "speed-up (lowest–highest)", "all batches s", "set-up s", "same first answers", "cosine"]
+    table = _table("The same scripts, unchanged, plain and under ipexrun --auto_ipex", ["script", "run"], columns)
+    last = None
+    for row in rows:
+        if last is not None and row["example"] != last:
+            table.add_section()
+        shown = f"{row['example']}.py" if row["example"] != last else ""
+        last = row["example"]
+        agreement = row["agreement"]
+        table.add_row(
+            shown,
+            row["way"],
+            milliseconds(row["ms"]),
+            speedup(row),
+            f"{row['total_s']:.1f}",
+            f"{row['setup_s']:.2f}",
+            f"{agreement['first_equal']:.0%}" + ("" if agreement["holds"] else " DISAGREES"),
+            f"{agreement['cosine']:.6f}",
+        )
+    console().print(table)
+    console().print(
+        "batch: median of one call of the model; set-up: the first call beyond that; first answers: best hit of each"
+        " query, class of each item; cosine: the worst, of embeddings or scores, with those of the plain run"
+    )
+
+
+def show_kernels(rows: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> None:
+    """A table a dtype with a line a size and a column a number of rows; then the geometric means."""
+    out = console()
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        counts = list(dict.fromkeys(row["rows"] for row in mine))
+        table = _table(f"linear, {dtype}: GFLOP/s by rows, and times as fast as the better rival", ["K × N"], map(str, counts))
+        for size in dict.fromkeys((row["k"], row["n"]) for row in mine):
+            cells = {row["rows"]: row for row in mine if (row["k"], row["n"]) == size}
+            table.add_row(f"{size[0]} × {size[1]}", *(_kernel_cell(cells[count]) for count in counts))
+        out.print(table)
+    table = _table("ours over …, geometric mean over all sizes", ["dtype", "rival", "rows"], ["mean", "worst"])
+    for each in means:
+        to = "" if each["to"] >= 1 << 30 else f"–{each['to']}"
+        names = (each["dtype"], each["rival"], f"{each['from']}{to or ' and more'}")
+        table.add_row(*names, f"{each['mean']:.2f}", f"{each['worst']:.2f}")
+    out.print(table)
+
+
+def _kernel_cell(row: dict[str, Any]) -> str:
+    rivals = [row[key] for key in ("over_onednn", "over_mkl") if key in row]
+    return f"{row['tflops'] * 1e3:.0f}" + (f" ×{min(rivals):.2f}" if rivals else "")

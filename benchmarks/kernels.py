@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed linear against torch's own: prepacked oneDNN, and MKL for float32, in turn for each shape.
+
+Weights of small batches come from memory, as they do in a model whose layers take turns: several copies are cycled
+through. With one copy the weight would stay in the cache, and the figure would hold for no model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import ceilings, machine, progress, spread, tables
+from benchmarks.options import KernelOptions
+from slipstream.kernels import linear
+
+SHAPES = {  # (K, N) of the linear layers: attention's projections, then the feed-forward's two or three
+    "bert-base": ((768, 768), (768, 3072), (3072, 768)),
+    "vit-l": ((1024, 1024), (1024, 4096), (4096, 1024)),
+    "llama-1b": ((2048, 2048), (2048, 256), (2048, 5632), (5632, 2048)),
+}
+ROW_RANGES = ((1, 4), (5, 64), (65, 512), (513, 1 << 30))
+COLD_UP_TO_ROWS = 64
+COLD_BYTES = 128 << 20  # beyond the last-level cache of nearly all machines
+TURN_S = 0.04
+LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest value; bfloat16 outputs round to 2^-9
+
+Call = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    k: int
+    n: int
+    dtype: torch.dtype
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.rows * self.k * self.n
+
+    def copies(self) -> int:
+        if self.rows > COLD_UP_TO_ROWS:
+            return 1
+        return max(1, math.ceil(COLD_BYTES / (self.k * self.n * self.dtype.itemsize)))
+
+
+def run(options: KernelOptions) -> int:
+    """Measure, print, write; 1 where ours gives a wrong result."""
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    facts, figures = machine.describe(), ceilings.measure(options.threads)
+    tables.show_machine(facts, figures)
+    sizes = list(dict.fromkeys(itertools.chain.from_iterable(SHAPES[model] for model in options.models)))
+    dtypes = [getattr(torch, name) for name in options.dtypes]
+    shapes = [Shape(rows, k, n, dtype) for dtype in dtypes for k, n in sizes for rows in options.rows]
+    rows = []
+    with progress.bar("kernels", len(shapes)) as advance, torch.inference_mode():
+        for shape in shapes:
+            advance(f"{shape.dtype} {shape.rows} × {shape.k} × {shape.n}")
+            rows.append(measure(shape, rounds=options.rounds))
+    tables.show_kernels(rows, geometric_means(rows))
+    if options.json:
+        report = {"machine": facts, "ceilings": figures, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any(not row["error"] <= LARGEST_ERROR[getattr(torch, row["dtype"])] for row in rows))
+
+
+def measure(shape: Shape, *, rounds: int) -> dict[str, Any]:
+    """Time ours and every rival on one shape, A B C A B C."""
+    x = torch.randn(shape.rows, shape.k).to(shape.dtype)
+    bias = torch.randn(shape.n).to(shape.dtype)
+    weights = [(torch.randn(shape.n, shape.k) / math.sqrt(shape.k)).to(shape.dtype)] * shape.copies()
+    exact = torch.nn.functional.linear(x.double(), weights[0].double(), bias.double())
+    calls = {name: cycle for name, make in CONTESTANTS.items() if (cycle := make(x, weights, bias, shape)) is not None}
+    error = float((calls["ours"]().double() - exact).abs().max() / exact.abs().max())
+    seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for _, (name, call) in itertools.product(range(rounds), calls.items()):
+        seconds[name].append([seconds_per_call(call)])
+    row: dict[str, Any] = {"rows": shape.rows, "k": shape.k, "n": shape.n, "dtype": str(shape.dtype).split(".")[-1]}
+    for name, samples in seconds.items():
+        row[f"{name}_us"] = spread.quartiles([each[0] * 1e6 for each in samples]).median
+        if name != "ours":
+            ratio = spread.ratio_by_round(samples, seconds["ours"])
+            row |= {f"over_{name}": ratio.value, f"over_{name}_low": ratio.low, f"over_{name}_high": ratio.high}
+    row["tflops"] = shape.operations / row["ours_us"] * 1e-6
+    row["weight_gb_per_s"] = shape.k * shape.n * shape.dtype.itemsize / row["ours_us"] * 1e-3
+    return row | {"copies": shape.copies(), "error": error, "samples_s": seconds}
+
+
+def seconds_per_call(call: Call) -> float:
+    """The mean over a turn of at least TURN_S, after two calls that do not count."""
+    call(), call()
+    count, begin = 0, time.perf_counter()
+    while True:
+        call()
+        count += 1
+        elapsed = time.perf_counter() - begin
+        if elapsed >= TURN_S:
+            return elapsed / count
+
+
+def cycle(calls: Iterable[Call]) -> Call:
+    """A call that takes the next of ``calls`` each time, round and round."""
+    turn = itertools.cycle(list(calls))
+
+    def call_next() -> torch.Tensor:
+        return next(turn)()
+
+    return call_next
+
+
+def ours(x: torch.Tensor, weights: Sequence[torch.Tensor], bias: torch.Tensor, shape: Shape) -> Call:
+    packed = [linear.pack(weight, dtype=shape.dtype) for weight in weights]
+    return cycle(lambda each=each: linear.linear(x, each, bias) for each in packed)
+
+
+def onednn(x: torch.Tensor, weights: Sequence[torch.Tensor], bias: torch.Tensor, shape: Shape) -> Call | None:
+    """torch's own prepacked linear, the one that torch.compile with freezing calls."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, shape.rows) for weight in weights]
+    call = torch.ops.mkldnn._linear_pointwise
+    return cycle(lambda each=each: call(x, each, bias, "none", [], "") for each in packed)
+
+
+def mkl(x: torch.Tensor, weights: Sequence[torch.Tensor], bias: torch.Tensor, shape: Shape) -> Call | None:
+    """F.linear: what an unmodified script gets. In bfloat16 this is oneDNN again, with a plain weight."""
+    if shape.dtype is not torch.float32:
+        return None
+    copies = [weight.clone() for weight in weights]
+    return cycle(lambda each=each: torch.nn.functional.linear(x, each, bias) for each in copies)
+
+
+CONTESTANTS = {"ours": ours, "onednn": onednn, "mkl": mkl}
+
+
+def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over all sizes, for each dtype, rival and range of rows: how many times faster ours is."""
+    means = []
+    for dtype, rival, (low, high) in itertools.product(LARGEST_ERROR, ("onednn", "mkl"), ROW_RANGES):
+        name, key = str(dtype).split(".")[-1], f"over_{rival}"
+        ratios = [row[key] for row in rows if row["dtype"] == name and key in row and low <= row["rows"] <= high]
+        if ratios:
+            mean, worst = spread.geometric_mean(ratios), min(ratios)
+            means.append({"dtype": name, "rival": rival, "from": low, "to": high, "mean": mean, "worst": worst})
+    return means
