@@ -116,7 +116,7 @@ def _set_preload(preload: Preload, options: LaunchOptions, environ: dict[str, st
         return
     before = environ.get("LD_PRELOAD", "")
     environ["LD_PRELOAD"] = ":".join([*preload.libraries, *([before] if before else [])])
-    reasons["LD_PRELOAD"] = "; ".join(preload.reasons)
+    reasons["LD_PRELOAD"] = "; ".join(f"{one.what}: {one.reason}" for one in preload.decisions if one.taken)
     if options.libraries.children or options.program.kind == "executable":
         return
     environ[env.PRELOAD_BEFORE] = before

@@ -71,7 +71,7 @@ def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]
     )
     instances = tuple(environment.equip(one, options, around) for one in plan.instances)
     more = (*preload.warnings, *warnings, *environment.overridden(instances[0], environ))
-    plan = replace(plan, instances=instances, warnings=(*plan.warnings, *more))
+    plan = replace(plan, instances=instances, warnings=(*plan.warnings, *more), decisions=preload.decisions)
     if options.distributed.nnodes:
         from slipstream.launcher import distributed
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from slipstream.decision import Decision
 from slipstream.errors import PlanError
 from slipstream.launcher import allotment
 from slipstream.launcher.allotment import Core
@@ -45,6 +46,7 @@ class LaunchPlan:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 def make_plan(topology: Topology, placement: Placement) -> LaunchPlan:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from slipstream.decision import Decision
 from slipstream.launcher.options import Libraries
 
 SONAMES = {
@@ -32,6 +33,12 @@ JEMALLOC_BENCHMARK = "oversize_threshold:1,background_thread:false,metadata_thp:
 # activations then cost a page fault for every 4 KB. 32 MB is the highest threshold that glibc takes; the other
 # number is "never give back from the top".
 KEEP = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
+ALLOCATORS = {
+    "default": "the system's",
+    "keep": "the system's, keeping freed blocks",
+    "tcmalloc": "tcmalloc",
+    "jemalloc": "jemalloc",
+}
 LD_CACHE = "/etc/ld.so.cache"
 
 BestAllocator = Callable[[Mapping[str, Mapping[str, str]]], tuple[str, str]]
@@ -39,11 +46,11 @@ BestAllocator = Callable[[Mapping[str, Mapping[str, str]]], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Preload:
-    """Libraries in their order, variables as (name, value, reason), and what the user should know."""
+    """Libraries in their order, variables as (name, value, reason), the choices, and what the user should know."""
 
     libraries: tuple[str, ...] = ()
     variables: tuple[tuple[str, str, str], ...] = ()
-    reasons: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -63,7 +70,7 @@ def choose_preload(
     return Preload(
         openmp.libraries + allocator.libraries,
         openmp.variables + allocator.variables,
-        openmp.reasons + allocator.reasons,
+        openmp.decisions + allocator.decisions,
         openmp.warnings + allocator.warnings,
     )
 
@@ -92,42 +99,46 @@ def preloaded(name: str, environ: Mapping[str, str]) -> str | None:
 
 def _openmp(libraries: Libraries, environ: Mapping[str, str]) -> Preload:
     if libraries.omp_runtime == "default":
-        return Preload(reasons=("OpenMP: torch's own libgomp, as asked",))
+        return Preload(decisions=(Decision("OpenMP: Intel's preloaded", False, "torch's own was asked for"),))
     if libraries.omp_runtime == "auto":
-        return Preload(
-            reasons=("OpenMP: torch's own libgomp: torch is built and tested with it; --omp-runtime intel preloads Intel's",)
-        )
+        why = "torch is built and tested with its own; --omp-runtime intel preloads Intel's"
+        return Preload(decisions=(Decision("OpenMP: Intel's preloaded", False, why),))
     path = preloaded("intel", environ) or find_library("intel", environ)
     if path is None:
-        return Preload(warnings=(f"--omp-runtime intel: libiomp5.so is not here; {INSTALL['intel']}",))
+        missing = "libiomp5.so is not here"
+        return Preload(
+            decisions=(Decision("OpenMP: Intel's preloaded", False, missing),),
+            warnings=(f"--omp-runtime intel: {missing}; {INSTALL['intel']}",),
+        )
     settings = (
         ("KMP_AFFINITY", "none", "Intel's OpenMP leaves threads on the instance's CPUs: compact would put all on one"),
         ("KMP_BLOCKTIME", "1", "threads sleep 1 ms after work, so that the next kernel's threads find free cores"),
     )
-    return Preload(() if preloaded("intel", environ) else (path,), settings, (f"OpenMP: {path}, as asked",))
+    decision = Decision("OpenMP: Intel's preloaded", True, f"as asked: {path}")
+    return Preload(() if preloaded("intel", environ) else (path,), settings, (decision,))
 
 
-def _allocator(
-    libraries: Libraries,
-    environ: Mapping[str, str],
-    best: BestAllocator | None,
-) -> Preload:
+def _allocator(libraries: Libraries, environ: Mapping[str, str], best: BestAllocator | None) -> Preload:
     name, reason = libraries.allocator, "as asked"
     for present in ("tcmalloc", "jemalloc"):
         if preloaded(present, environ):
-            return Preload((), _settings(present, libraries), (f"allocator: {present}, already in LD_PRELOAD",))
+            decision = Decision(f"allocator: {present}", True, "already in LD_PRELOAD")
+            return Preload((), _settings(present, libraries), (decision,))
     if name == "auto":
         if best is None:
-            return Preload(reasons=("allocator: the system's, as it is: large blocks are what Python programs have",))
-        name, reason = best(_candidates(libraries, environ))
-    if name == "default":
-        return Preload(reasons=(f"allocator: the system's, {reason}",))
-    if name == "keep":
-        return Preload((), _settings("keep", libraries), (f"allocator: the system's, keeping freed blocks, {reason}",))
+            name, reason = "default", "auto measures for Python programs only"
+        else:
+            name, reason = best(_candidates(libraries, environ))
+    decision = Decision(f"allocator: {ALLOCATORS[name]}", True, reason)
+    if name in {"default", "keep"}:
+        return Preload((), _settings(name, libraries), (decision,))
     path = find_library(name, environ)
     if path is None:
-        return Preload(warnings=(f"--memory-allocator {name}: the library is not here; {INSTALL[name]}",))
-    return Preload((path,), _settings(name, libraries), (f"allocator: {path}, {reason}",))
+        return Preload(
+            decisions=(Decision(decision.what, False, "the library is not here"),),
+            warnings=(f"--memory-allocator {name}: the library is not here; {INSTALL[name]}",),
+        )
+    return Preload((path,), _settings(name, libraries), (decision,))
 
 
 def _candidates(libraries: Libraries, environ: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -61,6 +61,7 @@ def plan_as_text(plan: LaunchPlan, topology: Topology | None) -> str:
             lines.append(f"  $ {shlex.join(one.argv)}")
     if plan.command:
         lines.append(f"these are ranks, started by\n  $ {shlex.join(plan.command)}")
+    lines += [f"{'chosen' if one.taken else 'not chosen'}: {one.what}: {one.reason}" for one in plan.decisions]
     lines += [f"left out: CPUs {format_cpu_list(item.cpus)}: {item.reason}" for item in plan.left_out]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines) + "\n"
@@ -151,7 +152,15 @@ def merged_report(plan: LaunchPlan, folder: str, *, instances: Sequence[Mapping[
     for one in instances:
         if one["pid"] not in seen:
             processes.append({"pid": one["pid"], "argv": one["argv"], "instance": one["index"], "decisions": []})
-    return {"plan": plan_as_dict(plan), "instances": list(instances), "processes": processes, **extra}
+    decisions = [decision.as_dict() for decision in plan.decisions]
+    decisions += [decision for one in instances for decision in one["decisions"]]
+    return {
+        "plan": plan_as_dict(plan),
+        "instances": list(instances),
+        "decisions": decisions,
+        "processes": processes,
+        **extra,
+    }
 
 
 def write_report(report: Report, target: str) -> None:

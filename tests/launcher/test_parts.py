@@ -159,7 +159,7 @@ def test_auto_takes_what_was_measured_to_be_faster(monkeypatch):
     assert set(asked) == set(measured)
     assert chosen.libraries == ("/lib/jemalloc.so",)
     assert chosen.variables[0][0] == "MALLOC_CONF"
-    assert "default 1000 ms, keep 700 ms, jemalloc 500 ms" in " ".join(chosen.reasons)
+    assert "default 1000 ms, keep 700 ms, jemalloc 500 ms" in chosen.decisions[-1].reason
 
 
 def test_auto_stays_where_nothing_is_clearly_faster():
@@ -189,7 +189,7 @@ def test_what_was_measured_is_kept(tmp_path, monkeypatch):
 def test_users_own_preload_is_respected():
     chosen = preload.choose_preload(Libraries(allocator="tcmalloc"), {"LD_PRELOAD": "/opt/libjemalloc.so.2"})
     assert chosen.libraries == ()
-    assert "already in LD_PRELOAD" in " ".join(chosen.reasons)
+    assert "already in LD_PRELOAD" in chosen.decisions[-1].reason
 
 
 def equipped(environ, *, libraries=(), program=None, children=False):

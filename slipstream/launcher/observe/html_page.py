@@ -96,21 +96,24 @@ def _plan(report: Mapping[str, Any]) -> str:
 
 
 def _processes(report: Mapping[str, Any]) -> str:
-    text = ""
+    text = _choices("the launcher", report.get("decisions", ()))
     for process in report["processes"]:
-        rows = [
-            [
-                item["what"],
-                _yes(item["taken"]),
-                item["reason"],
-                ", ".join(f"{name} {value:.4g}" for name, value in item.get("figures", {}).items()),
-            ]
-            for item in process["decisions"]
-        ]
-        if rows:
-            title = f"process {process['pid']}, instance {process.get('instance')}"
-            text += f"<h2>Decisions of {escape(title)}</h2>" + _table(["what", "taken", "reason", "figures"], rows)
+        text += _choices(f"process {process['pid']}, instance {process.get('instance')}", process["decisions"])
     return text
+
+
+def _choices(whose: str, decisions: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            item["what"],
+            "yes" if item["taken"] else "no",
+            item["reason"],
+            ", ".join(f"{name} {value:.4g}" for name, value in item.get("figures", {}).items()),
+        ]
+        for item in decisions
+    ]
+    header = ["what", "taken", "reason", "figures"]
+    return f"<h2>Decisions of {escape(whose)}</h2>" + _table(header, rows) if rows else ""
 
 
 def _yes(taken: bool) -> str:

@@ -19,6 +19,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield _metrics(report["metrics"])
     if report.get("checks"):
         yield _checks(report["checks"])
+    if report.get("decisions"):
+        yield _choices("decisions of the launcher", report["decisions"])
     for process in report["processes"]:
         if process["decisions"] or process.get("summary"):
             yield _decisions(process)
@@ -63,14 +65,19 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _choices(title: str, decisions: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(title, "what", "taken", "reason", "figures")
+    for decision in decisions:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in decision.get("figures", {}).items())
+        _row(table, decision["what"], "yes" if decision["taken"] else "no", decision["reason"], figures)
+    return table
+
+
 def _decisions(process: Mapping[str, Any]) -> Table:
     instance = process.get("instance")
     name = os.path.basename(str((process.get("argv") or ["?"])[0]))
     where = "" if instance is None else f"instance {instance}, "
-    table = _table(f"{where}process {process['pid']} ({name})", "what", "taken", "reason", "figures")
-    for decision in process["decisions"]:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in decision.get("figures", {}).items())
-        _row(table, decision["what"], "yes" if decision["taken"] else "no", decision["reason"], figures)
+    table = _choices(f"{where}process {process['pid']} ({name})", process["decisions"])
     if process.get("summary"):
         text = ", ".join(f"{name} {value}" for name, value in process["summary"].items())
         table.caption = Text(text)  # type: ignore[assignment]
