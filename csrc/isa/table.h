@@ -11,6 +11,7 @@ struct KernelTable {
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
+  void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;

@@ -57,6 +57,14 @@ struct LinearCall {
   ElementType y_type = ElementType::float32;
 };
 
+// x [rows, columns] to y [columns, rows].
+struct TransposeCall {
+  const void* x = nullptr;
+  void* y = nullptr;
+  ElementType x_type = ElementType::float32, y_type = ElementType::float32;
+  int64_t rows = 0, columns = 0, x_stride = 0, y_stride = 0;
+};
+
 // The part of the outputs that one thread computes: rows [m_begin, m_end), panels [panel_begin, panel_end).
 struct LinearPart {
   int64_t m_begin, m_end, panel_begin, panel_end;

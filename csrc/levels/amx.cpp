@@ -16,11 +16,12 @@
 #include "../simd/tile_amx.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation};
+const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation, amx::transpose};
 }  // namespace slipstream
 #endif

@@ -10,10 +10,11 @@
 #include "../simd/tile_emulated.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation};
+const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation, amx_emulated::transpose};
 }  // namespace slipstream

@@ -11,10 +11,11 @@
 #include "../simd/math.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation};
+const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation, avx2::transpose};
 }  // namespace slipstream
 #endif

@@ -11,10 +11,11 @@
 #include "../simd/math.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation};
+const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation, avx512::transpose};
 }  // namespace slipstream
 #endif

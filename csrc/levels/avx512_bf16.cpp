@@ -15,10 +15,11 @@
 #include "../simd/math.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation};
+const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation, avx512_bf16::transpose};
 }  // namespace slipstream
 #endif

@@ -8,9 +8,10 @@
 #include "../simd/math.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
+#include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 
 namespace slipstream {
-const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation};
+const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation, baseline::transpose};
 }  // namespace slipstream

@@ -20,6 +20,17 @@ typedef float VecInMemory __attribute__((vector_size(kWidth * 4), aligned(4), ma
 typedef uint32_t VecUInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef uint16_t VecHInMemory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
+// The numbers of a register's lanes, for shuffles with constant patterns.
+template <int... lane>
+struct LaneList {};
+template <int count, int... lane>
+struct MakeLanes : MakeLanes<count - 1, count - 1, lane...> {};
+template <int... lane>
+struct MakeLanes<0, lane...> {
+  using List = LaneList<lane...>;
+};
+using Lanes = MakeLanes<kWidth>::List;
+
 #define SLIPSTREAM_INLINE inline __attribute__((always_inline))
 
 SLIPSTREAM_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }

@@ -115,3 +115,8 @@ def _register_fakes() -> None:
     @torch.library.register_fake("slipstream::activation")
     def _(x: torch.Tensor, post_op: int, bfloat16_out: bool) -> torch.Tensor:
         return torch.empty_like(x, dtype=torch.bfloat16 if bfloat16_out else torch.float32)
+
+    @torch.library.register_fake("slipstream::transpose")
+    def _(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
+        batch, rows, columns = x.shape
+        return x.new_empty(batch, columns, rows, dtype=torch.bfloat16 if bfloat16_out else torch.float32)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slipstream.kernels import transpose
 from slipstream.optimize import guards, layouts
 from slipstream.optimize.followers import Followers
 from slipstream.optimize.linear import onednn_has_bfloat16
@@ -121,7 +122,7 @@ class ConvolutionPiece(Piece):
         bias = tensors[1] if self.followers.norm is None else shift
         image = x.unsqueeze(2) if self.rank == 1 else x
         channels_last = weight_is_channels_last or self._comes_out_channels_last(x)
-        source = image.to(dtype, memory_format=layouts.CHANNELS_LAST[image.dim()])
+        source = transpose.to_channels_last(image, dtype)
         form = self.followers.form
         tail = (form.attribute, list(form.scalars), form.algorithm)
         if self.transposed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import torch
 
+from slipstream.kernels import transpose
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By rank, batch and channels included."""
 
@@ -39,4 +41,6 @@ def as_expected(y: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> tor
             return y
         like = torch.empty_like(y, device="meta", memory_format=wanted)
         return y.as_strided(y.shape, like.stride())
+    if not channels_last:
+        return transpose.to_channels_first(y, dtype)
     return torch.empty(y.shape, dtype=dtype, memory_format=wanted).copy_(y)
