@@ -57,9 +57,9 @@ def medians(sample: Sample) -> tuple[float, ...]:
 
 
 def spread_percent(values: Sequence[float]) -> float:
-    """Of the middle of the values to both ends, in percent of the median."""
+    """From the least to the greatest, in percent of the median."""
     middle = statistics.median(values)
-    return 100 * (max(values) - min(values)) / abs(middle) if middle else 0.0
+    return float(100 * (max(values) - min(values)) / abs(middle)) if middle else 0.0
 
 
 def front(samples: Sequence[Sample]) -> list[int]:
@@ -106,7 +106,7 @@ def _rank_sums(points: Sequence[tuple[float, ...]]) -> list[int]:
 def _chance_of(wins: int, first: int, second: int) -> float:
     """That ``first`` values win at least so many of the pairs with ``second`` others of the same distribution."""
     favourable = sum(_orders(first, second, count) for count in range(wins, first * second + 1))
-    return favourable / math.comb(first + second, first)
+    return float(favourable / math.comb(first + second, first))
 
 
 @cache

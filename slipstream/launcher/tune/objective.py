@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be made better: `throughput`, `latency`, `p99<20`, any printed figure's name, or the script's markers.
+"""What is to be made better: `throughput`, `latency`, `p99<20`, any printed figure (`min:loss`), or the script's markers.
 
 An `Objective` is what was asked; `resolve` ties it to the figures that the script really prints; `measure` reads a run.
 """
@@ -18,8 +18,12 @@ from slipstream.launcher.tune.marker import PREFIX
 from slipstream.launcher.tune.trial import Figure, Outcome
 
 MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3, "seconds": 1e3}
-TERM = re.compile(r"(?P<name>@?[\w./ -]+?)\s*(?:(?P<sign><=?|>=?)\s*(?P<bound>[-+.\deE]+)\s*(?P<unit>[a-zµ]+)?)?")
-ALLOWED = "not of the form throughput, latency, NAME, or with a limit: p99<20, 'latency,throughput>100'"
+TERM = re.compile(r"(?P<name>(?:min:|max:)?@?[\w./ -]+?)\s*(?:(?P<sign><=?|>=?)\s*(?P<bound>[-+.\deE]+)\s*(?P<unit>[a-zµ]+)?)?")
+ALLOWED = "not of the form throughput, latency, NAME, min:NAME, or with a limit: p99<20, 'latency,throughput>100'"
+
+
+STEPS = ("it/", "iter", "step", "batch")
+"""Rates of these say less than rates of samples or tokens, where a script prints both."""
 
 
 class NoFigure(Exception):
@@ -51,11 +55,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of the script and which way it is better."""
+    """A figure of the script and which way it is better. ``how``: over instances, where not as the figure says."""
 
     name: str
     higher: bool
     target: float | None = None
+    unit: str = ""
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ def parse_objective(text: str) -> Objective:
         if match["sign"] is None:
             goals.append(name)
             continue
+        if ":" in name:
+            raise UsageError.of("--objective", text, "a limit has its direction already")
         try:
             bound = float(match["bound"])
         except ValueError:
@@ -93,10 +104,10 @@ def resolve(objective: Objective, figures: Sequence[Figure]) -> Resolved:
     """Which figures are meant. Raises NoFigure where one of them was not printed."""
     marked = [figure for figure in figures if figure.name.startswith(PREFIX)]
     if not objective.goals and marked:
-        goals = tuple(Goal(figure.name, figure.higher, figure.target) for figure in marked)
+        goals = tuple(_goal("", figure) for figure in marked)
     else:
-        chosen = [_find(name, figures) for name in objective.goals or ("throughput",)]
-        goals = tuple(Goal(figure.name, figure.higher, figure.target) for figure in chosen)
+        asked = [name.rpartition(":")[::2] for name in objective.goals or ("throughput",)]
+        goals = tuple(_goal(way, _find(name, figures)) for way, name in asked)
     limits = tuple(Limit(_find(limit.name, figures).name, limit.bound, limit.upper) for limit in objective.limits)
     return Resolved(goals, limits)
 
@@ -105,7 +116,7 @@ def measure(resolved: Resolved, outcome: Outcome) -> Measurement:
     """The run by the objective, signed so that greater is better. Raises NoFigure with the reason."""
     goals = []
     for goal in resolved.goals:
-        value = over_instances(_of_all(goal.name, outcome))
+        value = over_instances(_of_all(goal.name, outcome), how=goal.how)
         goals.append(value if goal.higher else -value)
     excess = tuple(_excess(limit, _of_all(limit.name, outcome)) for limit in resolved.limits)
     return Measurement(tuple(goals), excess)
@@ -122,10 +133,15 @@ def meets_targets(resolved: Resolved, measurement: Measurement) -> bool:
 def over_instances(figure: Figure, *, how: str = "") -> float:
     """One value for all instances; times in milliseconds."""
     values = [value * MILLISECONDS.get(figure.unit, 1.0) for value in figure.values.values()]
-    act: Callable[[Sequence[float]], float] = {"sum": math.fsum, "mean": statistics.fmean, "max": max, "min": min}[
-        how or figure.how
-    ]
-    return float(act(values))
+    how = how or figure.how
+    return max(values) if how == "max" else math.fsum(values) if how == "sum" else statistics.fmean(values)
+
+
+def _goal(way: str, figure: Figure) -> Goal:
+    """``way`` is min, max or empty: what the figure's kind says. Something to be kept low is no rate to be summed."""
+    higher = figure.higher if not way else way == "max"
+    unit = "ms" if figure.unit in MILLISECONDS else figure.unit
+    return Goal(figure.name, higher, figure.target, unit, "mean" if way == "min" and figure.how == "sum" else "")
 
 
 def _excess(limit: Limit, figure: Figure) -> float:
@@ -163,7 +179,7 @@ def _find(name: str, figures: Sequence[Figure]) -> Figure:
         (True, lambda figure: figure.name.lower() == name),
         (name == "throughput", lambda figure: figure.name.endswith("samples_per_second")),
         (name == "throughput", lambda figure: figure.name.endswith("_per_second")),
-        (name == "throughput", lambda figure: _is_rate(figure) and not figure.name.startswith(("it/", "iter", "step", "batch"))),
+        (name == "throughput", lambda figure: _is_rate(figure) and not figure.name.startswith(STEPS)),
         (name == "throughput", _is_rate),
         (name == "latency", lambda figure: re.match(r"(mean|average|avg)[_ -]latency", figure.name) is not None),
         (name == "latency", lambda figure: re.match(r"(median|p50)[_ -]latency|latency[_ -]p50", figure.name) is not None),

@@ -34,6 +34,10 @@ REFUSED = {
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_REPEATS = 3
+PLAIN = Objective()
+VALUED = ("--budget", "--objective", "--trials", "--repeats", "--space", "--output", "--conf-file", "--trial-timeout")
+TAKES_VALUE = {**dict.fromkeys(VALUED, True), "--resume": False, "--help": False, "-h": False}
+"""The flags of the search itself; all others are ipexrun's."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Request:
     program: tuple[str, ...]
     line: CommandLine
     budget: float = 600.0
-    objective: Objective = Objective()
+    objective: Objective = PLAIN
     trials: int | None = None
     repeats: int = DEFAULT_REPEATS
     spaces: tuple[str, ...] = ()
@@ -94,7 +98,6 @@ def parse_duration(text: str, *, argument: str) -> float:
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Own flags, flags of ipexrun, the program: the first word that is neither a flag nor a flag's value."""
-    takes_value = {text: action.nargs != 0 for action in _parser()._actions for text in action.option_strings}
     own: list[str] = []
     fixed: list[str] = []
     place = 0
@@ -104,10 +107,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             return own, fixed, list(words[place + 1 :])
         spelled, equals, _ = word.partition("=")
         mine = spelled.replace("_", "-") if spelled.startswith("--") else spelled
-        count = 1 + (not equals and (takes_value[mine] if mine in takes_value else _takes_value(mine)))
-        if mine in takes_value and count == 2 and place + 1 < len(words):
+        count = 1 + (not equals and (TAKES_VALUE[mine] if mine in TAKES_VALUE else _takes_value(mine)))
+        if mine in TAKES_VALUE and count == 2 and place + 1 < len(words):
             own.append(f"{mine}={words[place + 1]}")  # joined, so that a value such as -1 is no flag
-        elif mine in takes_value:
+        elif mine in TAKES_VALUE:
             own.append(mine + word[len(spelled) :])
         else:
             fixed += words[place : place + count]

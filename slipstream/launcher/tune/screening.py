@@ -45,7 +45,7 @@ class Screening:
                 continue
             kind = (_kind(plan), options.libraries, options.optimization, options.running.task_manager)
             if kind in kept:
-                self._refuse(one, f"the same start as another one ({kept[kind]})" if len(configurations) < 20 else "the same start")
+                self._refuse(one, f"the planner makes the same of it as of {kept[kind]}")
                 continue
             threads = min(instance.threads for instance in plan.instances)
             kept[kind] = replace(one, instances=len(plan.instances), threads=threads)

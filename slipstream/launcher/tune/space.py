@@ -86,9 +86,9 @@ def asked_axes(texts: Sequence[str], offer: Offer, given: Collection[str], *, op
                 raise UsageError(f"--space {part}: dtype has an effect under --auto-ipex only; add it")
             asked[flag] = values
     shape = [flag for flag in ("ninstances", "ncores-per-instance") if flag in asked]
-    axes = [axis for axis in default_axes(offer, {*given, *asked, *(SHAPES if shape else ())})]
+    axes = default_axes(offer, {*given, *asked, *(SHAPES if shape else ())})
     if shape:
-        axes.insert(0, shape_axis([asked.pop(flag) if flag in shape else ("",) for flag in ("ninstances", "ncores-per-instance")]))
+        axes.insert(0, shape_axis([asked.pop(flag, ("",)) for flag in ("ninstances", "ncores-per-instance")]))
     return axes + [_axis(flag, values) for flag, values in asked.items()]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-DONE, CUT, FAILED = "done", "cut", "failed"
-"""How a run ended: by itself with exit code 0; at its limit, as planned; any other way."""
+DONE, LIMIT, FAILED = "done", "limit", "failed"
+"""How a run ended: by itself with exit code 0; stopped at its time limit; any other way."""
 
 FIRST_TIMES = 5
 """So many moments of a figure are kept for each instance: enough to see that it comes again and again."""
@@ -45,7 +45,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Length:
-    """How long runs may take. ``cut``: stopping at the limit is as planned, and what was printed till then counts."""
+    """How long runs may take. ``cut``: stopping at the limit is as planned, and what was printed till then counts.
+
+    Runs of different lengths are never compared: a longer one has warmed up better.
+    """
 
     name: str
     seconds: float
