@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from slipstream import env
 from slipstream.errors import PlanError
 from slipstream.launcher import environment, report
-from slipstream.launcher.options import LaunchOptions
+from slipstream.launcher.options import LaunchOptions, Placement
 from slipstream.launcher.plan import LaunchPlan, make_plan
 from slipstream.launcher.preload import choose_preload
 from slipstream.launcher.process import binder
 from slipstream.runtime.cpu_list import format_cpu_list
-from slipstream.runtime.topology import Topology, read_topology
+from slipstream.runtime.topology import Topology, read_topology, restrict
 
 if TYPE_CHECKING:
     from slipstream.launcher.spawn import Job
@@ -35,7 +35,7 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     for note in options.notes:
         say(f"note: {note}")
     environ = environment.callers_environment()
-    topology = _topology(options)
+    topology = _topology(options, environ)
     plan = _plan(options, topology, environ)
     if options.plan_form:
         _print_plan(plan, topology, options.plan_form)
@@ -50,12 +50,24 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     return _run(plan, options, environ, say, command)
 
 
-def _topology(options: LaunchOptions) -> Topology:
+def _topology(options: LaunchOptions, environ: Mapping[str, str]) -> Topology:
     if options.topology:
         from slipstream.launcher.topology_file import load_topology
 
         return load_topology(options.topology)
-    return read_topology()
+    return _share_of_rank(read_topology(), environ)
+
+
+def _share_of_rank(topology: Topology, environ: Mapping[str, str]) -> Topology:
+    """Under somebody else's torchrun, which binds nobody, each local rank takes an even part of the machine."""
+    ranks, rank = environ.get("LOCAL_WORLD_SIZE", ""), environ.get("LOCAL_RANK", "")
+    if env.PLAN in environ or not (ranks.isdigit() and rank.isdigit() and int(rank) < int(ranks)):
+        return topology
+    shares = make_plan(
+        topology, Placement(ninstances=int(ranks), use_logical_cores=True, use_e_cores=True, memory_policy="none")
+    )
+    reason = f"for the other ranks: LOCAL_RANK={rank} of LOCAL_WORLD_SIZE={ranks} is set"
+    return restrict(topology, cpus=shares.instances[int(rank)].cpus, reason=reason)
 
 
 def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> LaunchPlan:

@@ -212,3 +212,12 @@ def test_without_mpiexec_one_line(launcher, tmp_path):
 def test_rank_module_uses_the_interpreter_of_the_launcher(launcher, script):
     planned = json.loads(launcher("--nnodes", 1, "--plan", "json", script("pass")).stdout)
     assert planned["command"][0] == sys.executable
+
+
+@two_cpus
+def test_inside_somebody_elses_torchrun_each_rank_plans_its_part(launcher, script):
+    path = script("import os; print(sorted(os.sched_getaffinity(0)))")
+    half = len(ALLOWED) // 2
+    for rank in (0, 1):
+        ended = launcher(path, env=environment(LOCAL_WORLD_SIZE="2", LOCAL_RANK=str(rank)))
+        assert ended.stdout == f"{ALLOWED[rank * half : (rank + 1) * half]}\n"

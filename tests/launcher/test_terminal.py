@@ -6,7 +6,7 @@ import pty
 import signal
 
 import pytest
-from conftest import COMMAND, environment, until
+from conftest import COMMAND, environment
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_ctrl_z_stops_both(on_terminal, script):
     pid, terminal = on_terminal(script(ASK))
     read_until(terminal, b"ready")
     os.write(terminal, b"\x1a")
-    _, status = until(lambda: (lambda found: found if found[0] else None)(os.waitpid(pid, os.WUNTRACED | os.WNOHANG)))
+    _, status = os.waitpid(pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     os.kill(pid, signal.SIGCONT)
     os.write(terminal, b"after\n")
