@@ -6,6 +6,7 @@ Asked on every call of an optimized leaf: it is one expression of C calls and di
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -36,7 +37,31 @@ def call_is_plain() -> bool:
         or _autocast("cpu")
         or forward_ad._current_level >= 0
         or not _mkldnn()
+        or _checks_running
     )
+
+
+def stand_aside_in_trace_checks() -> None:
+    """`torch.jit.trace` runs a model once more, plainly, to compare it with its trace: to 1e-5, so as it was."""
+    if torch.jit._trace._check_trace is _original_check:
+        torch.jit._trace._check_trace = _check_trace
+
+
+def take_part_in_trace_checks() -> None:
+    torch.jit._trace._check_trace = _original_check
+
+
+_original_check = torch.jit._trace._check_trace
+_checks_running: list[None] = []
+
+
+@functools.wraps(_original_check)
+def _check_trace(*args: Any, **kwargs: Any) -> Any:
+    _checks_running.append(None)
+    try:
+        return _original_check(*args, **kwargs)
+    finally:
+        _checks_running.pop()
 
 
 def module_is_plain(module: torch.nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import dropout, guards, names, packs
+from slipstream.optimize import dropout, gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.convolution import ConvolutionPiece
 from slipstream.optimize.linear import LinearPiece
@@ -74,6 +74,7 @@ def uninstall() -> None:
         if isinstance(leaf.__dict__.get(SLOT), _Slot):
             delattr(leaf, SLOT)
     packs.unwatch_data()
+    gates.take_part_in_trace_checks()
     packs.drop_all()
     guards.speed.clear()
     let_all_go()
@@ -83,6 +84,7 @@ def uninstall() -> None:
 def open_slots() -> None:
     """Put the descriptor into the leaf classes; twice does no harm."""
     packs.watch_data()
+    gates.stand_aside_in_trace_checks()
     for leaf in PIECES:
         if SLOT not in leaf.__dict__:
             setattr(leaf, SLOT, _Slot())

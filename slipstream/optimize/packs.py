@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,40 +21,49 @@ from slipstream.optimize.options import set_up
 
 
 class Pack:
-    """A packed weight and the stamps of the tensors it was made from; ``uses`` counts the calls it served."""
+    """A packed weight and the stamps of the tensors it was made from; ``life.uses`` counts the calls it served.
 
-    __slots__ = ("bytes", "content", "stamps", "uses", "valid")
+    It belongs to the pieces that answer from it, and goes with the last of them. It holds its tensors rather
+    than weak references to them, which `torch.utils.swap_tensors` would refuse.
+    """
 
-    def __init__(self, content: Any, stamps: tuple[Stamp, ...], size: int) -> None:
+    __slots__ = ("__weakref__", "content", "life", "stamps", "valid")
+
+    def __init__(self, content: Any, stamps: tuple[Stamp, ...], life: Life) -> None:
         self.content = content
         self.stamps = stamps
-        self.bytes = size
-        self.uses = 0
+        self.life = life
         self.valid = True
 
     def fits(self, *tensors: torch.Tensor | None) -> bool:
         """Whether it was made from just these tensors, as they are now."""
         if not self.valid:
             return False
-        for stamp, tensor in zip(self.stamps, tensors, strict=True):
-            if stamp is None:
-                if tensor is not None:
-                    return False
-            elif (
-                tensor is None
-                or stamp[0]() is not tensor
-                or stamp[1] != tensor._version
-                or stamp[2] != tensor.data_ptr()
-            ):
+        for (source, version, pointer), tensor in zip(self.stamps, tensors, strict=True):
+            if source is not tensor:
+                return False
+            if tensor is not None and (version != tensor._version or pointer != tensor.data_ptr()):
                 return False
         return True
 
 
-Stamp = tuple[Callable[[], torch.Tensor | None], int, int] | None
+class Life:
+    """What is remembered of a pack when it goes."""
+
+    __slots__ = ("bytes", "kind", "uses")
+
+    def __init__(self, kind: Any, size: int) -> None:
+        self.kind = kind
+        self.bytes = size
+        self.uses = 0
+
+
+Stamp = tuple[torch.Tensor | None, int, int]
 
 _DATA: Any = torch._C.TensorBase.__dict__["data"]
 
-_packs: dict[int, dict[Any, Pack]] = {}
+_packs: weakref.WeakValueDictionary[tuple[int, Any], Pack] = weakref.WeakValueDictionary()
+_by_tensor: dict[int, weakref.WeakSet[Pack]] = {}
 _aliases: dict[int, weakref.ref[torch.Tensor]] = {}
 _short_lived: Counter[Any] = Counter()
 
@@ -79,25 +87,20 @@ def refusal(*tensors: torch.Tensor | None) -> str | None:
 
 def find(kind: Any, *tensors: torch.Tensor | None) -> Pack | None:
     """A valid pack of this kind made from these tensors, perhaps by another module that shares them."""
-    first = tensors[0]
-    pack = _packs.get(id(first), {}).get(kind)
+    pack = _packs.get((id(tensors[0]), kind))
     return pack if pack is not None and pack.fits(*tensors) else None
 
 
 def keep(kind: Any, content: Any, size: int, *tensors: torch.Tensor | None) -> Pack:
-    """File a new pack under its first tensor; it goes when that tensor goes."""
-    first = tensors[0]
-    assert first is not None
-    number = id(first)
-    pack = Pack(content, tuple(_stamp(tensor) for tensor in tensors), size)
-    kinds = _packs.get(number)
-    if kinds is None:
-        kinds = _packs[number] = {}
-        weakref.finalize(first, _forget, number).atexit = False
-    old = kinds.get(kind)
-    if old is not None:
-        _retire(kind, old)
-    kinds[kind] = pack
+    """Let a new pack be found; whoever asked for it holds it."""
+    life = Life(kind, size)
+    pack = Pack(content, tuple(_stamp(tensor) for tensor in tensors), life)
+    numbers = [id(tensor) for tensor in tensors if tensor is not None]
+    # before the sets below hold it: callbacks run last made first, and this one looks whether the sets are empty
+    weakref.finalize(pack, _retire, life, numbers).atexit = False
+    _packs[id(tensors[0]), kind] = pack
+    for number in numbers:
+        _by_tensor.setdefault(number, weakref.WeakSet()).add(pack)
     set_up.packed_bytes += size
     return pack
 
@@ -108,31 +111,32 @@ def lives_are_short(kind: Any) -> bool:
 
 
 def drop_all() -> None:
-    """Forget every pack; whoever still holds one finds it invalid."""
-    for kinds in _packs.values():
-        for pack in kinds.values():
-            pack.valid = False
+    """Make every pack invalid, for whoever still holds one."""
+    for pack in tuple(_packs.values()):
+        pack.valid = False
     _packs.clear()
     _short_lived.clear()
-    set_up.packed_bytes = 0
 
 
 def _stamp(tensor: torch.Tensor | None) -> Stamp:
-    return None if tensor is None else (weakref.ref(tensor), tensor._version, tensor.data_ptr())
+    return (None, 0, 0) if tensor is None else (tensor, tensor._version, tensor.data_ptr())
 
 
-def _forget(number: int) -> None:
-    for kind, pack in _packs.pop(number, {}).items():
-        _retire(kind, pack)
-
-
-def _retire(kind: Any, pack: Pack) -> None:
-    pack.valid = False
-    set_up.packed_bytes -= pack.bytes
-    if pack.uses < 2:
-        _short_lived[kind] += 1
+def _retire(life: Life, numbers: list[int]) -> None:
+    set_up.packed_bytes -= life.bytes
+    for number in numbers:
+        if not _by_tensor.get(number, True):
+            del _by_tensor[number]
+    if life.uses < 2:
+        _short_lived[life.kind] += 1
     else:
-        del _short_lived[kind]
+        del _short_lived[life.kind]
+
+
+def _spoil(parameter: Parameter) -> None:
+    """No pack made from this parameter may be used again."""
+    for pack in tuple(_by_tensor.get(id(parameter), ())):
+        pack.valid = False
 
 
 def watch_data() -> None:
@@ -150,8 +154,7 @@ def unwatch_data() -> None:
 def _read_data(parameter: Parameter) -> torch.Tensor:
     alias: torch.Tensor = _DATA.__get__(parameter)
     number = id(parameter)
-    for pack in tuple(_packs.get(number, {}).values()):
-        pack.valid = False
+    _spoil(parameter)
 
     def gone(ref: weakref.ref[torch.Tensor]) -> None:
         if _aliases.get(number) is ref:
@@ -163,6 +166,5 @@ def _read_data(parameter: Parameter) -> torch.Tensor:
 
 
 def _write_data(parameter: Parameter, value: torch.Tensor) -> None:
-    for pack in tuple(_packs.get(id(parameter), {}).values()):
-        pack.valid = False
+    _spoil(parameter)
     _DATA.__set__(parameter, value)

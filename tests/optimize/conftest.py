@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine over the whole process for one test, deciding the same on every machine."""
+
+import pytest
+import torch
+
+from slipstream.autopatch.settings import Settings
+from slipstream.decision import log
+from slipstream.optimize import attention, guards, leaf_tier, names, options
+from slipstream.optimize.guards import Verdict
+
+
+@pytest.fixture
+def always_faster(monkeypatch):
+    """Every trial is won, nothing is too small: what is tested is the meaning, not the clock."""
+    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original: Verdict(True, 2.0))
+    monkeypatch.setattr(guards, "SMALL_MACS", 0)
+
+
+@pytest.fixture
+def clean():
+    """The lists of the process as a fresh process has them, before and after."""
+
+    def wipe():
+        log.clear()
+        options.set_up.spent_s = 0.0
+        options.set_up.budget_s = None
+        names._roots.clear()
+        names._nameless.clear()
+
+    wipe()
+    yield
+    leaf_tier.uninstall()
+    attention.uninstall()
+    wipe()
+
+
+@pytest.fixture
+def engine(always_faster, clean):
+    """Call it with a dtype to switch the engine on."""
+
+    def start(dtype="bfloat16", **others):
+        settings = Settings(dtype=dtype, **others)
+        leaf_tier.install(settings)
+        attention.install(settings)
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def decisions(*, taken=None):
+    """The decisions on pieces so far, as {what: reason}."""
+    return {d.what: d.reason for d in log if ": " in d.what and taken in (None, d.taken)}
+
+
+def error(got, wanted):
+    """Relative, in the norm."""
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
+
+
+LIMIT = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guards: a piece that is not right or not faster does not answer, and the report says why."""
+
+import math
+
+import pytest
+import torch
+from conftest import decisions, error
+from torch import nn
+
+from slipstream.optimize import guards, leaf_tier, linear
+from slipstream.optimize.guards import SpeedGuard, Verdict
+
+
+@torch.no_grad()
+def test_an_inaccurate_piece_is_demoted_with_the_error(engine, monkeypatch):
+    monkeypatch.setitem(guards.LIMITS, torch.bfloat16, 1e-6)
+    engine("bfloat16")
+    model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
+    for _ in range(3):
+        assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
+    assert decisions() == {"Linear: packed linear": "not accurate enough on live data"}
+
+
+@torch.no_grad()
+def test_data_that_are_not_finite_decide_nothing(engine):
+    engine("bfloat16")
+    model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
+    bad = x.clone()
+    bad[0, 0] = math.nan
+    assert bool(model(bad)[0].isnan().all())
+    assert not decisions(taken=True)
+    model(x)
+    assert decisions(taken=True)
+
+
+@torch.no_grad()
+def test_a_piece_that_is_slower_is_left_alone_for_good(clean, monkeypatch):
+    monkeypatch.setattr(guards, "SMALL_MACS", 0)
+    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original: Verdict(False, 0.5))
+    leaf_tier.install(settings())
+    model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
+    for _ in range(40):
+        assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
+    assert decisions() == {"Linear: packed linear": "the original is faster here"}
+    assert vars(model)["_compiled_call_impl"] is None
+
+
+@torch.no_grad()
+def test_tiny_layers_are_left_alone_without_packing(clean):
+    leaf_tier.install(settings())
+    model, x = nn.Linear(64, 64).eval(), torch.randn(1, 64)
+    for _ in range(40):
+        model(x)
+    assert "too small" in decisions()["Linear: packed linear"]
+    assert vars(model)["_compiled_call_impl"] is None
+
+
+def settings(**others):
+    from slipstream.autopatch.settings import Settings
+
+    return Settings(dtype="bfloat16", **others)
+
+
+def test_losing_takes_two_trials(monkeypatch):
+    speeds = iter([0.5, 0.5, 2.0])
+    monkeypatch.setattr(guards, "time_both", lambda fast, original: next(speeds))
+    guard = SpeedGuard()
+    assert guard.verdict("q", None, None).fast is None
+    assert guard.verdict("q", None, None).fast is False
+    assert guard.verdict("q", None, None).fast is False
+    assert guard.verdict("another", None, None).fast is True
+
+
+@pytest.mark.parametrize(
+    ("fast", "original", "wanted"),
+    [([1.0, 2.0], [1.0, 2.0], 0.0), ([0.0], [0.0], 0.0), ([1.0], [0.0], math.inf), ([math.nan], [1.0], math.inf)],
+)
+def test_relative_error(fast, original, wanted):
+    assert guards.relative_error(torch.tensor(fast), torch.tensor(original)) == wanted
+
+
+def test_relative_error_of_what_is_not_finite_is_unknown():
+    assert guards.relative_error(torch.tensor([1.0]), torch.tensor([math.inf])) is None
+
+
+@torch.no_grad()
+def test_a_spent_budget_packs_nothing_more(engine):
+    engine("bfloat16", budget_s=0.0)
+    model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
+    assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
+    assert decisions() == {"Linear: packed linear": "the set-up budget is spent"}
+
+
+@torch.no_grad()
+def test_low_memory_makes_no_second_float32_copy(engine):
+    engine("float32", low_memory=True)
+    model, x = nn.Conv2d(3, 8, 3).eval(), torch.randn(2, 3, 8, 8)
+    model(x)
+    assert "low memory" in decisions()["Conv2d: prepacked convolution"]
+
+
+@torch.no_grad()
+def test_a_failure_of_ours_lets_the_original_answer(engine, monkeypatch):
+    engine("bfloat16")
+    model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
+    model(x)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken kernel")
+
+    monkeypatch.setattr(linear.LinearPiece, "run", broken)
+    for _ in range(2):
+        assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
+    assert "RuntimeError: broken kernel" in decisions()["Linear: packed linear"]
+
+
+@torch.no_grad()
+def test_threads_that_meet_a_model_at_once(engine):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine("bfloat16")
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
+    x = torch.randn(5, 24)
+    wanted = model[2].forward(model[0].forward(x).relu())
+
+    def ask(_):
+        with torch.no_grad():
+            return error(model(x), wanted)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(ask, range(200))) < 2e-2
+    assert not any("failed" in reason for reason in decisions().values())
