@@ -7,7 +7,6 @@ Rates are summed, times are averaged. The spread between instances is shown: one
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ class Figure:
 
     def as_dict(self) -> dict[str, object]:
         values = list(self.last.values())
-        mean = statistics.fmean(values)
+        mean = sum(values) / len(values)
         spread = 100 * (max(values) - min(values)) / abs(mean) if mean else 0.0
         return {
             "name": self.name,
@@ -67,12 +66,15 @@ class Metrics:
     """A listener for lines; later values of an instance replace earlier ones."""
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
-        self._patterns = [re.compile(pattern) for pattern in (*patterns, *DEFAULT_PATTERNS)]
+        self._texts = (*patterns, *DEFAULT_PATTERNS)
+        self._patterns: list[re.Pattern[str]] = []  # compiled at the first line: many runs have none to look at
         self._figures: dict[str, Figure] = {}
         self._start = time.monotonic()
         self.last_line: dict[int, str] = {}
 
     def listen(self, index: int, text: str) -> None:
+        if not self._patterns:
+            self._patterns = [re.compile(pattern) for pattern in self._texts]
         found = list(self._found_in(text))
         for name, unit, value in found:
             figure = self._figures.setdefault(name, Figure(name, unit))
