@@ -149,6 +149,18 @@ def has_xpu() -> bool:
     return False
 
 
+def get_num_nodes() -> int:
+    """How many NUMA nodes have a CPU that this process may use."""
+    return len({cpu.node for cpu in _resolve("slipstream.runtime.topology:read_topology")().cpus})
+
+
+def get_num_cores_per_node() -> int:
+    """How many physical cores this process may use on its largest NUMA node."""
+    cores = {(cpu.node, cpu.core) for cpu in _resolve("slipstream.runtime.topology:read_topology")().cpus}
+    nodes = [node for node, _ in cores]
+    return max(nodes.count(node) for node in nodes)
+
+
 def launch() -> int:
     """`python -m intel_extension_for_pytorch.cpu.launch …` and `….launcher …`: `ipexrun …`."""
     return int(_resolve("slipstream.launcher.cli:ipexrun")(sys.argv[1:]))

@@ -45,6 +45,21 @@ def set_cpus(cpus: Iterable[int], thread: int = 0) -> None:
         raise _not_granted(wanted, before, f"the kernel grants only {format_cpu_list(granted)}")
 
 
+def set_process_cpus(cpus: Iterable[int], process: int | None = None) -> None:
+    """Confine every thread that a process (this one by default) has now, and those that they start later.
+
+    Raises what `set_cpus` raises, before any thread has moved, and ProcessLookupError for a process that is
+    gone.
+    """
+    wanted = frozenset(cpus)
+    set_cpus(wanted, os.getpid() if process is None else process)  # the main thread has the process's number
+    # Threads that had not moved yet may have started others meanwhile, hence more than one look.
+    while others := [thread for thread, mask in cpus_by_thread(process).items() if mask != wanted]:
+        for thread in others:
+            with contextlib.suppress(ProcessLookupError):  # it ended
+                set_cpus(wanted, thread)
+
+
 @contextlib.contextmanager
 def on_cpus(cpus: Iterable[int], thread: int = 0) -> Iterator[None]:
     """Confine one thread to these CPUs for a block of code, and put back what it had, whatever happens there.

@@ -10,6 +10,7 @@ import torch
 from slipstream import decision
 from slipstream.compat import adapters
 from slipstream.errors import UsageError
+from slipstream.runtime import topology
 
 
 def noted(what):
@@ -149,6 +150,13 @@ def test_version_prints(capsys):
     adapters.version()
     assert adapters.VERSION in capsys.readouterr().out
     assert (adapters.has_cpu(), adapters.has_xpu()) == (True, False)
+
+
+def test_counts_of_nodes_and_cores():
+    usable = topology.read_topology()
+    assert adapters.get_num_nodes() == len({cpu.node for cpu in usable.cpus})
+    cores = {cpu.core for cpu in usable.cpus}
+    assert len(cores) / adapters.get_num_nodes() <= adapters.get_num_cores_per_node() <= len(cores)
 
 
 @pytest.fixture

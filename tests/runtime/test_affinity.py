@@ -73,6 +73,23 @@ def test_another_thread_alone_is_confined():
         thread.join()
 
 
+@two_cpus
+def test_all_threads_of_a_process_are_confined():
+    code = "import threading; threading.Thread(target=input).start(); print('ready', flush=True)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        before = affinity.cpus_by_thread(child.pid)
+        with pytest.raises(PlanError):
+            affinity.set_process_cpus([ABSENT], child.pid)
+        assert affinity.cpus_by_thread(child.pid) == before
+        affinity.set_process_cpus([CPUS[1]], child.pid)
+        assert affinity.cpus_by_thread(child.pid) == dict.fromkeys(before, frozenset([CPUS[1]]))
+        assert len(before) == 2
+    finally:
+        child.communicate(b"\n")
+
+
 def test_the_masks_of_a_child_are_read():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -102,7 +119,5 @@ def test_a_process_that_is_gone():
 )
 def test_lists_of_many_cpus(tmp_path, line, cpus):
     status = tmp_path / "status"
-    status.write_text(
-        f"Name:\tpython\nCpus_allowed:\tff\nCpus_allowed_list:\t{line}\nMems_allowed_list:\t0\n"
-    )
+    status.write_text(f"Name:\tpython\nCpus_allowed:\tff\nCpus_allowed_list:\t{line}\nMems_allowed_list:\t0\n")
     assert affinity._mask_in_status(str(status)) == cpus

@@ -43,6 +43,8 @@ SERVED = {
     "nn.modules.FrozenBatchNorm2d": f"{_ADAPTERS}:FrozenBatchNorm2d",
     "utils.utils.has_cpu": f"{_ADAPTERS}:has_cpu",
     "utils.utils.has_xpu": f"{_ADAPTERS}:has_xpu",
+    "cpu.runtime.runtime_utils.get_num_nodes": f"{_ADAPTERS}:get_num_nodes",
+    "cpu.runtime.runtime_utils.get_num_cores_per_node": f"{_ADAPTERS}:get_num_cores_per_node",
     **{f"cpu.runtime.{name}": f"{_RUNTIME}:{name}" for name in _RUNTIME_NAMES},
     **{f"cpu.runtime.{file}.{name}": f"{_RUNTIME}:{name}" for name, file in _RUNTIME_NAMES.items()},
 }
