@@ -95,9 +95,7 @@ def test_a_level_that_is_not_there_is_refused_in_one_line(machine, monkeypatch, 
     with pytest.raises(UsageError) as caught:
         isa.chosen_level()
     message = str(caught.value)
-    assert message.startswith(
-        f"SLIPSTREAM_ISA {asked}: not one of baseline, avx2, avx512, avx512_vnni, avx512_bf16;"
-    )
+    assert message.startswith(f"SLIPSTREAM_ISA {asked}: not one of baseline, avx2, avx512, avx512_vnni, avx512_bf16;")
     assert "\n" not in message
 
 
