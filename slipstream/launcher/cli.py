@@ -16,6 +16,7 @@ from slipstream.errors import MissingDependency, UsageError
 SUBCOMMANDS = {
     "run": ("slipstream.launcher.cli:run", "run a program: the same as ipexrun"),
     "plan": ("slipstream.launcher.cli:plan", "print which CPUs, variables and command each instance would get"),
+    "tune": ("slipstream.launcher.tune.command:main", "search for the fastest way to launch a program here"),
     "doctor": ("slipstream.launcher.doctor:main", "print what this machine is, and what holds it back"),
 }
 USAGE_ERROR = 2

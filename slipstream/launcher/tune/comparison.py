@@ -86,7 +86,7 @@ def ranking(samples: Sequence[Sample]) -> list[int]:
 
 
 def _total_excess(sample: Sample) -> float:
-    return sum(statistics.median(column) for column in zip(*(run.excess for run in sample), strict=True))
+    return math.fsum(statistics.median(column) for column in zip(*(run.excess for run in sample), strict=True))
 
 
 def _columns(sample: Sample) -> list[tuple[float, ...]]:

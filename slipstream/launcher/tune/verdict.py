@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from slipstream.decision import Decision
 from slipstream.launcher.tune.comparison import CERTAINTY, Measurement, clearly_better, feasible, front, medians, ranking
 from slipstream.launcher.tune.comparison import spread_percent as spread_of
+from slipstream.launcher.tune.lengths import WHOLE
 from slipstream.launcher.tune.objective import Resolved
 from slipstream.launcher.tune.search import Course
 from slipstream.launcher.tune.trial import Configuration
@@ -79,10 +80,9 @@ def _groups(course: Course) -> list[tuple[str, dict[Configuration, list[Measurem
     groups: list[tuple[str, dict[Configuration, list[Measurement]]]] = []
     if course.rounds:
         groups.append((RACE, {one: sample for one, sample in course.race.items() if sample}))
-    # Later stages are longer, so the last name is that of the longest runs but for the very first whole one.
-    names = sorted(course.looks, key=lambda name: name == "whole")[::-1]
-    for name in names:
-        groups.append((name, {one: list(sample) for one, sample in course.looks[name].items() if sample}))
+    looks = [(name, {one: list(sample) for one, sample in members.items()}) for name, members in course.looks.items()]
+    # Later stages are longer. Whole runs say most, but at first there is only that of the plain start.
+    groups += sorted(reversed(looks), key=lambda look: (len(look[1]) > 1, look[0] == WHOLE), reverse=True)
     taken: set[Configuration] = set(course.failures)
     distinct = []
     for name, members in groups:
