@@ -126,7 +126,7 @@ def _allocator(libraries: Libraries, environ: Mapping[str, str], best: BestAlloc
             return Preload((), _settings(present, libraries), (decision,))
     if name == "auto":
         if best is None:
-            name, reason = "default", "auto measures for Python programs only"
+            name, reason = "default", "not measured: auto does so for Python programs, on the machine that runs them"
         else:
             name, reason = best(_candidates(libraries, environ))
     decision = Decision(f"allocator: {ALLOCATORS[name]}", True, reason)

@@ -49,7 +49,8 @@ def plan_as_text(plan: LaunchPlan, topology: Topology | None) -> str:
     """The machine map, each instance with its environment and the reasons, every CPU left out with why."""
     lines: list[str] = []
     if topology is not None:
-        lines += [f"machine: {summary(topology)}", *_machine_map(plan, topology), ""]
+        legend = "  (for each core, the instances that its CPUs belong to; . is left out)"
+        lines += [f"machine: {summary(topology)}", *_machine_map(plan, topology), legend, ""]
     for one in plan.instances:
         lines.append(
             f"instance {one.index}: CPUs {format_cpu_list(one.cpus)}, "

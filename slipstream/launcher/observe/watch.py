@@ -83,7 +83,10 @@ class Watch:
             self.logs.close()
 
     def sample(self, jobs: Sequence[Job]) -> None:
-        self.sampler.sample([job.group for job in jobs if job.code is None])
+        try:
+            self.sampler.sample([job.group for job in jobs if job.code is None])
+        except OSError as error:  # a sandbox without /proc must not end the run
+            self._note(Decision("use of the machine, read from /proc", False, str(error)))
         if self.live is not None:
             self.live.refresh(jobs)
 
@@ -92,7 +95,10 @@ class Watch:
         for job in jobs:
             if job.code is not None:
                 continue
-            found = [verify.check_threads(job.instance, job.process.pid)]
+            try:
+                found = [verify.check_threads(job.instance, job.process.pid)]
+            except OSError as error:
+                found = [Decision(f"instance {job.instance.index}: threads, read from /proc", False, str(error))]
             if self._round % PAGES_EVERY == 0:
                 found.append(verify.check_pages(job.instance, job.process.pid))
             for decision in found:
