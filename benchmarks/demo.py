@@ -63,7 +63,7 @@ def ways() -> list[Way]:
     command = pathlib.Path(sys.executable).with_name("ipexrun")
     start = "import sys; from slipstream.launcher.cli import ipexrun; sys.exit(ipexrun())"
     ipexrun = [str(command)] if command.exists() else [sys.executable, "-c", start]
-    optimized = [Way(f"ipexrun --dtype {dtype}", (*ipexrun, "--auto_ipex", "--dtype", dtype), dtype) for dtype in LEAST_COSINE]
+    optimized = [Way(f"--dtype {dtype}", (*ipexrun, "--auto_ipex", "--dtype", dtype), dtype) for dtype in LEAST_COSINE]
     return [Way("plain", (sys.executable,), "float32"), *optimized]
 
 

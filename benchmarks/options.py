@@ -87,7 +87,7 @@ def kernels(flags: argparse.Namespace) -> KernelOptions:
     return KernelOptions(
         dtypes=_chosen("--dtypes", flags.dtypes, DTYPES) or DTYPES,
         models=_chosen("--shapes", flags.shapes, defaults.models) or defaults.models,
-        rows=tuple(_at_least_one("--rows", int(row)) for row in flags.rows.split(",")) if flags.rows else defaults.rows,
+        rows=_row_counts("--rows", flags.rows) if flags.rows else defaults.rows,
         rounds=_at_least_one("--rounds", flags.rounds),
         threads=_threads(flags.threads),
         json=_writable("--json", flags.json),
@@ -101,6 +101,13 @@ def _chosen(flag: str, text: str | None, allowed: Iterable[str]) -> tuple[str, .
         if name not in allowed:
             raise UsageError.of(flag, name, allowed)
     return tuple(names)
+
+
+def _row_counts(flag: str, text: str) -> tuple[int, ...]:
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not all(piece.isdecimal() and int(piece) for piece in pieces):
+        raise UsageError.of(flag, text, "must be numbers of 1 or more with commas between them")
+    return tuple(dict.fromkeys(map(int, pieces)))
 
 
 def _at_least_one(flag: str, value: int) -> int:

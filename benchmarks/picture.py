@@ -52,7 +52,7 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.axvline(1, color="#444444", linewidth=0.7)
     axes.set_xlabel("times as fast as eager float32 (median of the rounds; whisker: lowest and highest round)")
-    axes.legend(fontsize="small", loc="lower right")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12 / len(models) - 0.1), ncols=4)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

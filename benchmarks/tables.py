@@ -24,7 +24,7 @@ def console() -> Console:
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for name in texts:
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right")
     return table
@@ -53,7 +53,7 @@ def speedup(row: dict[str, Any]) -> str:
 
 def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
     """A row a model and contestant; the fastest of each model is marked."""
-    columns = ["ms", "quartiles", "speed-up (lowest–highest round)", "set-up s", "error"]
+    columns = ["ms", "quartiles", "speed-up (range)", "set-up s", "error"]
     table = _table("Zoo: over eager float32, in turn, in one sitting", ["model", "contestant"], columns)
     last = None
     for row in rows:
@@ -77,12 +77,15 @@ def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['error']:.1e}",
         )
     console().print(table)
-    console().print("* the fastest of its model; error: largest difference over largest value of eager float32")
+    console().print(
+        "* the fastest of its model; range: lowest and highest round; error: largest difference from eager float32 over its"
+        " largest value"
+    )
 
 
 def show_demo(rows: Sequence[dict[str, Any]]) -> None:
     """A row a script and way of running it."""
-    columns = ["batch ms", "speed-up (lowest–highest)", "all batches s", "set-up s", "same first answers", "cosine"]
+    columns = ["batch ms", "speed-up (range)", "all s", "set-up s", "agree", "cosine"]
     table = _table("The same scripts, unchanged, plain and under ipexrun --auto_ipex", ["script", "run"], columns)
     last = None
     for row in rows:
@@ -97,14 +100,15 @@ def show_demo(rows: Sequence[dict[str, Any]]) -> None:
             milliseconds(row["ms"]),
             speedup(row),
             f"{row['total_s']:.1f}",
-            f"{row['setup_s']:.2f}",
+            f"{max(0.0, row['setup_s']):.2f}",
             f"{agreement['first_equal']:.0%}" + ("" if agreement["holds"] else " DISAGREES"),
             f"{agreement['cosine']:.6f}",
         )
     console().print(table)
     console().print(
-        "batch: median of one call of the model; set-up: the first call beyond that; first answers: best hit of each"
-        " query, class of each item; cosine: the worst, of embeddings or scores, with those of the plain run"
+        "batch: median of one call of the model; range: lowest and highest round; all: every batch, the first included;\n"
+        "set-up: the first call beyond a median one; agree: same best hit of each query, same class of each item;\n"
+        "cosine: the worst of all embeddings or scores with those of the plain run"
     )
 
 

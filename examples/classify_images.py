@@ -26,11 +26,11 @@ def seeded_model(depth):
 
 
 def seeded_images(kinds, count, size):
-    """One clean picture (patches of colour) of each kind, then ``count`` noisy, brighter or darker ones."""
+    """One clean picture (patches of colour) of each kind, then ``count`` noisy ones, kind by kind and round again."""
     patches = torch.randn(kinds, 3, 7, 7) * 2
     clean = torch.nn.functional.interpolate(patches, size=(size, size), mode="bilinear")
-    noisy = clean[torch.arange(count) % kinds] * (0.9 + 0.2 * torch.rand(count, 1, 1, 1))
-    return torch.cat([clean, noisy + torch.randn(noisy.shape) / 8])
+    again = clean[torch.arange(count) % kinds]
+    return torch.cat([clean, again + torch.randn(again.shape) / 32])
 
 
 def nearest(scores, references):

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and the picture show every contestant, the failed ones too."""
+
+import xml.etree.ElementTree
+
+import pytest
+
+from benchmarks import picture, tables
+
+RIGHT = {"ms": 25.0, "ms_low": 24.0, "ms_high": 150.0, "setup_s": 0.25, "error": 0.004}
+ROWS = [
+    {"model": "bert", "contestant": "eager-float32", "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+    | RIGHT
+    | {"ms": 100.0},
+    {"model": "bert", "contestant": "ipex-bfloat16", "failure": "illegal instruction"},
+    {"model": "bert", "contestant": "ours-bfloat16", "speedup": 4.0, "speedup_low": 3.5, "speedup_high": 4.5} | RIGHT,
+]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_zoo_table(capsys):
+    tables.show_zoo(ROWS)
+    out = capsys.readouterr().out
+    assert "4.00 (3.50–4.50)" in out and "24.0–150" in out and "4.0e-03" in out
+    assert "illegal instruction" in out
+    assert "ours-bfloat16 *" in out and "eager-float32 *" not in out
+
+
+def test_ceilings_that_the_machine_lacks_are_said_to_be_absent(capsys):
+    figures = {"threads": 1, "fma_float32_tflops": 0.1156, "dot_bfloat16_tflops": None}
+    figures |= {"amx_bfloat16_tflops": None, "amx_bfloat16_fed_tflops": None, "read_gb_per_s": 20.0}
+    facts = {"cpus": 2, "features": ["AVX2"], "not_there": [], "memory_gb": 8, "python": "3.12"}
+    tables.show_machine(facts | {"torch": "2.13", "transformers": "5", "kernels": "twins"}, [figures])
+    out = capsys.readouterr().out
+    assert "2 CPUs with AVX2" in out and "0.116 TFLOP/s" in out and out.count("not there") == 3
+
+
+def test_picture_is_well_formed_and_the_same_twice(tmp_path):
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for path in files:
+        picture.draw(ROWS, path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    text = "".join(xml.etree.ElementTree.parse(files[0]).getroot().itertext())
+    drawn = files[0].read_text()
+    assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert "ours-bfloat16" in drawn + text and "bert" in drawn + text
