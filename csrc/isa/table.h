@@ -2,6 +2,7 @@
 // One table of kernels a level. A level's source file fills its own; isa/select.cpp picks the active one.
 #pragma once
 
+#include "../kernels/attention_call.h"
 #include "../kernels/linear.h"
 
 namespace slipstream {
@@ -12,6 +13,8 @@ struct KernelTable {
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
+  size_t (*attention_scratch)(const AttentionCall& call);
+  void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;

@@ -19,9 +19,11 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation, amx::transpose};
+const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation, amx::transpose,
+    amx::attention_scratch, amx::attention};
 }  // namespace slipstream
 #endif

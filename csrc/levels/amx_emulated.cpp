@@ -13,8 +13,10 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation, amx_emulated::transpose};
+const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation, amx_emulated::transpose,
+    amx_emulated::attention_scratch, amx_emulated::attention};
 }  // namespace slipstream

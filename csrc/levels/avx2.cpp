@@ -14,8 +14,10 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 
 namespace slipstream {
-const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation, avx2::transpose};
+const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation, avx2::transpose,
+    avx2::attention_scratch, avx2::attention};
 }  // namespace slipstream
 #endif

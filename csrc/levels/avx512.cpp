@@ -14,8 +14,10 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 
 namespace slipstream {
-const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation, avx512::transpose};
+const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation, avx512::transpose,
+    avx512::attention_scratch, avx512::attention};
 }  // namespace slipstream
 #endif

@@ -18,8 +18,10 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 
 namespace slipstream {
-const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation, avx512_bf16::transpose};
+const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation, avx512_bf16::transpose,
+    avx512_bf16::attention_scratch, avx512_bf16::attention};
 }  // namespace slipstream
 #endif

@@ -11,7 +11,9 @@
 #include "../kernels/transpose.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/attention.h"
 
 namespace slipstream {
-const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation, baseline::transpose};
+const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation, baseline::transpose,
+    baseline::attention_scratch, baseline::attention};
 }  // namespace slipstream

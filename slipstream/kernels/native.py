@@ -120,3 +120,12 @@ def _register_fakes() -> None:
     def _(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
         batch, rows, columns = x.shape
         return x.new_empty(batch, columns, rows, dtype=torch.bfloat16 if bfloat16_out else torch.float32)
+
+    @torch.library.register_fake("slipstream::attention")
+    def _(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float,
+        bfloat16: bool, bfloat16_out: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        batch, heads, length, _ = query.shape
+        dtype = torch.bfloat16 if bfloat16_out else torch.float32
+        return query.new_empty(batch, length, heads, value.shape[3], dtype=dtype).transpose(1, 2)

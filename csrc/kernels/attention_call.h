@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an attention kernel is asked to do, for one batch and one head of keys and values, and the query heads that share it.
+#pragma once
+
+#include "linear.h"
+
+namespace slipstream {
+
+enum class MaskType : int32_t { none, boolean, float32, bfloat16 };
+
+// A matrix of rows whose columns are neighbours: `head` is the distance between the heads that share it, in elements.
+struct HeadRows {
+  const void* data = nullptr;
+  ElementType type = ElementType::float32;
+  int64_t stride = 0, head = 0;
+};
+
+struct AttentionCall {
+  int64_t queries = 0, keys = 0, depth = 0, value_depth = 0;
+  int64_t heads = 1;                  // query heads on this one head of keys and values
+  HeadRows q, k, v;                   // [heads][queries, depth], [keys, depth], [keys, value_depth]
+  void* y = nullptr;                  // [heads][queries, value_depth]
+  ElementType y_type = ElementType::float32;
+  int64_t y_stride = 0, y_head = 0;
+  float scale = 1;
+  bool causal = false;                // query i sees keys 0 ... i
+  const void* mask = nullptr;         // [heads][queries, keys]: true or 0 where a key is seen
+  MaskType mask_type = MaskType::none;
+  int64_t mask_head = 0, mask_row = 0, mask_key = 0;  // strides in elements; 0 where the mask is the same for all
+  bool bfloat16 = true;               // multiply in bfloat16, else in float32
+};
+
+// The part that one thread computes: query rows [begin, end) of all heads.
+struct AttentionPart {
+  int64_t begin, end;
+};
+
+}  // namespace slipstream

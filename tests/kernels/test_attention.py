@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attention` is softmax(scale · Q Kᵀ + mask) V: any shape, strides, mask, grouping and level, within its docstring's bound."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slipstream.errors import UsageError
+from slipstream.kernels import native
+from slipstream.kernels.attention import attention
+
+DTYPES = [torch.float32, torch.bfloat16]
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+def oracle(query, key, value, mask=None, *, causal=False, scale=None):
+    """In float64, step by step."""
+    group = query.shape[1] // key.shape[1]
+    q, k, v = query.double(), key.double().repeat_interleave(group, 1), value.double().repeat_interleave(group, 1)
+    scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask.double()
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+    return torch.nan_to_num(scores.softmax(-1), nan=0.0) @ v
+
+
+def error(y, expected):
+    return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch=st.integers(1, 2), groups=st.integers(1, 2), share=st.integers(1, 3), queries=st.integers(1, 40),
+    keys=st.integers(1, 70), depth=st.sampled_from([1, 8, 31, 32, 64, 65]), value_depth=st.sampled_from([1, 16, 33, 64]),
+    dtype=st.sampled_from(DTYPES), in_dtype=st.sampled_from(DTYPES), seed=st.integers(0, 999),
+    masked=st.sampled_from(["none", "bool", "float32", "bfloat16", "causal", "both"]),
+)  # fmt: skip
+def test_equals_float64(level, batch, groups, share, queries, keys, depth, value_depth, dtype, in_dtype, seed, masked):
+    torch.manual_seed(seed)
+    q = torch.randn(batch, groups * share, queries, depth).to(in_dtype)
+    k, v = torch.randn(batch, groups, keys, depth).to(in_dtype), torch.randn(batch, groups, keys, value_depth).to(in_dtype)
+    mask = None
+    if masked in ("bool", "both"):
+        mask = torch.rand(batch, 1, queries, keys) > 0.3
+        mask[..., 0] = True
+    elif masked in ("float32", "bfloat16"):
+        mask = torch.randn(1, groups * share, 1, keys).to(getattr(torch, masked))
+    causal = masked in ("causal", "both")
+    y = attention(q, k, v, mask, causal=causal, dtype=dtype, out_dtype=torch.float32)
+    expected = oracle(q, k, v, mask, causal=causal)
+    assert y.shape == expected.shape
+    assert error(y, expected) <= BOUND[dtype] * (2 if level == "plain" else 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_blocks_of_keys(level, dtype):
+    if level == native.EMULATED:
+        pytest.skip("the vector kernel serves this level too, and is tested at the others")
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 13, 32), torch.randn(1, 1, 2500, 32) * 3, torch.randn(1, 1, 2500, 48)
+    mask = torch.rand(1, 1, 13, 2500) > 0.1
+    mask[..., 0] = True
+    mask[0, 0, 3, :1100] = False  # a row that sees nothing in the whole first block
+    for causal in (False, True):
+        y = attention(q, k, v, mask, causal=causal, dtype=dtype)
+        assert error(y, oracle(q, k, v, mask, causal=causal)) <= BOUND[dtype] * 2
+
+
+def test_strides_and_layout(level):
+    torch.manual_seed(1)
+    packed = torch.randn(2, 9, 3, 4, 16)  # as one projection of queries, keys and values leaves them
+    q, k, v = (packed[:, :, i].transpose(1, 2) for i in range(3))
+    y = attention(q, k, v)
+    assert error(y, oracle(q, k, v)) <= 2e-6
+    assert y.transpose(1, 2).is_contiguous()
+    swapped = torch.randn(2, 4, 16, 9).transpose(2, 3)
+    assert error(attention(swapped, k, v), oracle(swapped, k, v)) <= 2e-6
+
+
+def test_rows_without_keys_are_zero_and_nan_stays_in_its_row(level):
+    torch.manual_seed(2)
+    q, k, v = torch.randn(1, 1, 30, 16), torch.randn(1, 1, 20, 16), torch.randn(1, 1, 20, 16)
+    mask = torch.ones(1, 1, 30, 20, dtype=torch.bool)
+    mask[0, 0, 4] = False
+    y = attention(q, k, v, mask)
+    assert (y[0, 0, 4] == 0).all()
+    q[0, 0, 7, 3] = float("nan")
+    y = attention(q, k, v)
+    assert torch.isnan(y[0, 0, 7]).all()
+    assert torch.isfinite(y[0, 0, [*range(7), *range(8, 30)]]).all()
+
+
+@pytest.mark.parametrize("size", [(0, 1, 3, 3), (1, 0, 3, 3), (1, 1, 0, 3)])
+def test_empty(level, size):
+    batch, heads, queries, keys = size
+    y = attention(torch.randn(batch, max(heads, 1), queries, 8)[:, :heads], torch.randn(batch, 1, keys, 8),
+                  torch.randn(batch, 1, keys, 8))  # fmt: skip
+    assert y.shape == (batch, heads, queries, 8)
+
+
+def test_threads_do_not_change_bits(level):
+    torch.manual_seed(3)
+    q, k, v = torch.randn(1, 1, 50, 32), torch.randn(1, 1, 64, 32), torch.randn(1, 1, 64, 32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = attention(q, k, v, dtype=torch.bfloat16)
+        torch.set_num_threads(2)
+        together = attention(q, k, v, dtype=torch.bfloat16)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, together) or level == "plain"
+
+
+def test_bad_input_names_the_argument():
+    q = torch.randn(1, 2, 3, 8)
+    with pytest.raises(UsageError, match="key torch.float64"):
+        attention(q, q.double(), q)
+    with pytest.raises(RuntimeError, match="gradient"):
+        attention(q.requires_grad_(), q, q)
+
+
+@pytest.mark.skipif(not native.available(), reason="the checks are native")
+def test_native_checks_its_operands():
+    q = torch.randn(1, 3, 4, 8)
+    with pytest.raises(RuntimeError, match="multiple"):
+        attention(q, q[:, :2], q[:, :2])
+    with pytest.raises(RuntimeError, match="depth"):
+        attention(q, q[..., :4], q)
+    with pytest.raises(RuntimeError, match="query"):
+        attention(q[0], q, q)
