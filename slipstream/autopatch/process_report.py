@@ -93,8 +93,7 @@ def _instance() -> object:
 
 
 def _after_fork() -> None:
-    """A child starts with an empty list; if multiprocessing made it, its finalizers call us."""
-    log.clear()
+    """If multiprocessing made the child, its finalizers call us. It goes on from what its parent decided."""
     finalizers = sys.modules.get("multiprocessing.util")
     if finalizers is not None:
         finalizers.register_after_fork(log, _arm_finalizer)

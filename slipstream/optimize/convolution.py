@@ -157,6 +157,19 @@ class ConvolutionPiece(Piece):
         # a contiguous row of pixels can still count as channels last, where there is one channel
         return 1 in x.shape and x.is_contiguous() and layouts.is_channels_last(x.unsqueeze(2))
 
+    has_replay = True
+
+    def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        weight, bias, *rest = tensors
+        conv: Any = module
+        if self.transposed:
+            function: Any = getattr(nn.functional, f"conv_transpose{self.rank}d")
+            stride, padding, dilation, groups, _, output_padding = self.settings
+            y = function(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        else:
+            y = conv._conv_forward(x, weight, bias)
+        return self.followers.replay(y, tuple(rest))
+
     def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return self.followers.apply(module.forward(x))
 

@@ -127,6 +127,13 @@ class Followers:
                 y = module.forward(y)
         return y
 
+    def replay(self, y: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """The same with these tensors in place of the norm's own."""
+        if self.norm is not None:
+            gamma, beta, mean, variance = tensors
+            y = torch.nn.functional.batch_norm(y, mean, variance, gamma, beta, False, 0.0, self.epsilon)
+        return y if self.activation is None else self.activation.forward(y)  # type: ignore[no-any-return]
+
     def words(self) -> str:
         """For the report: " + BatchNorm2d + ReLU"."""
         return "".join(f" + {type(module).__name__}" for module in (self.norm, self.activation) if module)

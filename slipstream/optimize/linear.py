@@ -110,5 +110,12 @@ class LinearPiece(Piece):
         part = x if rows <= wanted else x.reshape(rows, self.depth)[:wanted]
         return part.detach(), float(rows * row_macs)
 
+    has_replay = True
+
+    def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        weight, bias, *rest = tensors
+        assert weight is not None
+        return self.followers.replay(nn.functional.linear(x, weight, bias), tuple(rest))
+
     def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return self.followers.apply(module.forward(x))

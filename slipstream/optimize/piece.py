@@ -23,6 +23,9 @@ from slipstream.optimize.options import Options, set_up
 PATIENCE = 32
 """Calls after which a piece that never won is let go for good, so that it costs nothing any more."""
 
+GRADIENT_MACS = 4e6
+"""Below this a call that records a gradient stays torch's: recording ours costs some 15 µs, and this takes 40."""
+
 Tensors = tuple[torch.Tensor | None, ...]
 
 
@@ -37,6 +40,7 @@ class Piece:
         self.options = options
         self.pack: packs.Pack | None = None
         self.verdicts: dict[Hashable, bool] = {}
+        self.heavy: set[Hashable] = set()
         self.wins = 0
         self.losses = 0
         self.misses = 0
@@ -80,6 +84,12 @@ class Piece:
         """What else tells two packs of one weight apart, without mattering to the speed."""
         return None
 
+    def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """The same from torch's functions, for the gradient; only where ``has_replay``."""
+        raise NotImplementedError
+
+    has_replay = False
+
     def original(self, module: nn.Module, x: Any) -> Any:
         """The module's own forward, for comparison."""
         return module.forward(x)
@@ -101,7 +111,10 @@ class Piece:
         """The fast result, or None where the original has to run."""
         try:
             tensors = self.tensors(module)
-            if tensors is None or (torch.is_grad_enabled() and _wants_grad(x, tensors)):
+            if tensors is None:
+                return None
+            recorded = torch.is_grad_enabled() and _wants_grad(x, tensors)
+            if recorded and not (self.has_replay and self._may_record(x)):
                 return None
             size = self.size_of(module, x)
             if size is None:
@@ -112,12 +125,16 @@ class Piece:
             if not verdict:
                 self._let_go(module)
                 return None
+            if recorded and size not in self.heavy:
+                return None
             pack = self.pack
             if pack is None or not pack.fits(*self.sources(tensors)):
                 pack = self._pack_again(module, x, tensors)
                 if pack is None:
                     return None
             pack.life.uses += 1
+            if recorded:
+                return _Replayed.apply(self, module, pack.content, x, *tensors)
             return self.run(module, x, pack.content, tensors)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, the report says so
             self._failed(error)
@@ -148,6 +165,8 @@ class Piece:
             if not verdict.fast:
                 return self._refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
             self.verdicts[size] = True
+            if macs >= GRADIENT_MACS:
+                self.heavy.add(size)
             self.wins += 1
             self._accept(pack, dtype, verdict.speedup_x)
             return True
@@ -214,6 +233,12 @@ class Piece:
         """What is fused behind the operator; part of the question that a trial answers."""
         return ""
 
+    def _may_record(self, x: torch.Tensor) -> bool:
+        log.note(
+            "gradients", False, "inference runs with gradients on: torch.no_grad() around it saves time and memory"
+        )
+        return not x.is_inference()
+
     # Saying so --------------------------------------------------------------------------------------------
 
     def _accept(self, pack: packs.Pack, dtype: torch.dtype, speedup: float) -> None:
@@ -259,6 +284,28 @@ class Piece:
 
     shares_module = False
     """Whether another piece answers for this module as well, so that giving up must not take the module's slot."""
+
+
+class _Replayed(torch.autograd.Function):
+    """The fast forward with the gradient of the original, which is computed again when one is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, piece: Piece, module: nn.Module, content: Any, x: torch.Tensor, *tensors: Any) -> Any:
+        ctx.piece, ctx.module = piece, module
+        ctx.save_for_backward(x, *tensors)
+        return piece.run(module, x, content, tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        needed = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            # Views, so that a weight that also stands behind x gets from here only what comes directly.
+            inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            y = ctx.piece.replay(ctx.module, inputs[0], tuple(inputs[1:]))
+        wanted: Any = [tensor for tensor, wants in zip(inputs, needed, strict=True) if wants]
+        again = torch.is_grad_enabled()
+        found = iter(torch.autograd.grad(y, wanted, gradients, create_graph=again, allow_unused=True))
+        return None, None, None, *(next(found) if wants else None for wants in needed)
 
 
 class _Never(dict[Hashable, bool]):

@@ -50,16 +50,3 @@ def engine(always_faster, clean):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def decisions(*, taken=None):
-    """The decisions on pieces so far, as {what: reason}."""
-    return {d.what: d.reason for d in log if ": " in d.what and taken in (None, d.taken)}
-
-
-def error(got, wanted):
-    """Relative, in the norm."""
-    return float((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
-
-
-LIMIT = {"float32": 1e-5, "bfloat16": 2e-2}

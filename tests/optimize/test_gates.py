@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from conftest import decisions, error
+from judging import decisions, error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import decisions, error
+from judging import decisions, error
 from torch import nn
 
 from slipstream.optimize import guards, leaf_tier, linear

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import LIMIT, decisions, error
+from judging import LIMIT, decisions, error
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import decisions, error
+from judging import decisions, error
 from torch import nn
 
 import slipstream

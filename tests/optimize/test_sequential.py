@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import LIMIT, decisions, error
+from judging import LIMIT, decisions, error
 from torch import nn
 
 

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import decisions, error
+from judging import decisions, error
 from torch import nn
 from torch.nn.utils import parametrizations, vector_to_parameters, weight_norm
 
