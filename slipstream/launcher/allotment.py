@@ -2,8 +2,8 @@
 """Cutting physical cores into instances. Pure; no core is ever shared by two instances.
 
 Two ways: by count (--ninstances, sizes follow) and by size (--ncores-per-instance, the count may follow).
-With a border (--group-by) no instance crosses it. Without one, an instance crosses a NUMA node only where
-no allotment of the same sizes avoids it.
+With a border (--group-by) no instance crosses it. Without one, an instance crosses a last-level cache or a
+NUMA node only where no allotment of the same sizes avoids it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _by_count(cores: Group, placement: Placement) -> list[tuple[int, ...]]:
             for part in _cut(group, _sizes(len(group), share, greedy=greedy))
         ]
     sizes = _sizes(len(cores), count, greedy=greedy)
-    return [_cpus(part) for part in _uncrossed(cores, sizes) or _cut(cores, sizes)]
+    parts = _uncrossed(cores, sizes, "l3") or _uncrossed(cores, sizes, "node") or _cut(cores, sizes)
+    return [_cpus(part) for part in parts]
 
 
 def _sizes(cores: int, count: int, *, greedy: bool) -> list[int]:
@@ -91,12 +92,10 @@ def _by_size(cores: Group, placement: Placement) -> list[tuple[int, ...]]:
     size, count = placement.ncores, placement.ninstances
     flag = f"--ncores-per-instance {size}"
     groups = _groups(cores, placement.group_by)
-    within = [_slots(group, size) for group in groups]
     if placement.group_by == "none":
-        by_node = [_slots(group, size) for group in _groups(cores, "node")]
-        across = _slots(cores, size)
-        # Slots inside nodes serve where there are enough of them: of those asked for, else of all that fit.
-        within = by_node if sum(map(len, by_node)) >= (count or len(across)) else [across]
+        within = _least_crossing(cores, size, count, scatter=placement.strategy == "scatter")
+    else:
+        within = [_slots(group, size) for group in groups]
     slots = sum(map(len, within))
     if not slots:
         largest = max(sum(len(core.cpus) for core in group) for group in groups)
@@ -109,6 +108,31 @@ def _by_size(cores: Group, placement: Placement) -> list[tuple[int, ...]]:
         )
     chosen = _scatter(within, count or slots) if placement.strategy == "scatter" else _close(within, count or slots)
     return chosen
+
+
+def _least_crossing(cores: Group, size: int, count: int, *, scatter: bool) -> list[list[tuple[int, ...]]]:
+    """Slots by node, inside caches, else inside nodes, where there are as many as needed; else one list across all.
+
+    Needed are those asked for, else as many as fit anyhow.
+    """
+    across = _slots(cores, size)
+    nodes = _groups(cores, "node")
+    for border in ("l3", "node"):
+        inside = [[_slots(group, size) for group in _groups(node, border)] for node in nodes]
+        if sum(len(slots) for node in inside for slots in node) < (count or len(across)):
+            continue
+        if len(nodes) == 1:
+            return inside[0]
+        if scatter and count:
+            return [_in_turn(node) for node in inside]
+        return [[slot for slots in node for slot in slots] for node in inside]
+    return [across]
+
+
+def _in_turn(lists: list[list[tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    """The first of each, then the second of each, and so on."""
+    longest = max(map(len, lists), default=0)
+    return [slots[place] for place in range(longest) for slots in lists if place < len(slots)]
 
 
 def _close(within: list[list[tuple[int, ...]]], count: int) -> list[tuple[int, ...]]:
@@ -140,12 +164,12 @@ def _slots(cores: Group, size: int) -> list[tuple[int, ...]]:
     return found
 
 
-def _uncrossed(cores: Group, sizes: list[int]) -> list[Group] | None:
-    """The same sizes laid inside NUMA nodes, larger ones first; None where they do not fit."""
+def _uncrossed(cores: Group, sizes: list[int], border: str) -> list[Group] | None:
+    """The same sizes laid inside the borders, larger ones first; None where they do not fit."""
     small, large = sizes[-1], sizes[0]
-    groups = _groups(cores, "node")
+    groups = _groups(cores, border)
     many_large = sum(size > small for size in sizes)
-    larges = _larges_per_node([len(group) for group in groups], small, large, many_large, len(sizes) - many_large)
+    larges = _larges_by_group([len(group) for group in groups], small, large, many_large, len(sizes) - many_large)
     if larges is None:
         return None
     parts: list[Group] = []
@@ -157,13 +181,13 @@ def _uncrossed(cores: Group, sizes: list[int]) -> list[Group] | None:
     return sorted(parts, key=len, reverse=True)
 
 
-def _larges_per_node(nodes: list[int], small: int, large: int, larges: int, smalls: int) -> list[int] | None:
-    """How many large instances each node takes, so that the small ones fit beside them; None: impossible.
+def _larges_by_group(groups: list[int], small: int, large: int, larges: int, smalls: int) -> list[int] | None:
+    """How many large instances each group takes, so that the small ones fit beside them; None: impossible.
 
-    ``best[n]`` is, over the nodes seen so far, the most small ones that fit beside n large ones, and how.
+    ``best[n]`` is, over the groups seen so far, the most small ones that fit beside n large ones, and how.
     """
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
-    for size in nodes:
+    for size in groups:
         following: dict[int, tuple[int, list[int]]] = {}
         for placed, (fitting, how) in best.items():
             for here in range(min(larges - placed, size // large) + 1):

@@ -208,4 +208,9 @@ def test_an_instance_does_not_cross_a_cache_when_asked():
     rows = [(cpu, cpu, 0, 0, f"{cpu}:{cpu}:{cpu}:{cpu // 3}") for cpu in range(9)]
     machine = table(rows, "CPU CORE SOCKET NODE L1d:L1i:L2:L3")
     assert cpus(plan(machine, "--ncores-per-instance 2 --group-by l3")) == sets("0-1 | 3-4 | 6-7")
+    # without being asked, as many as fit
     assert cpus(plan(machine, "--ncores-per-instance 2")) == sets("0-1 | 2-3 | 4-5 | 6-7")
+    # and inside caches where the same sizes fit there
+    assert cpus(plan(machine, "--ncores-per-instance 2 --ninstances 3")) == sets("0-1 | 3-4 | 6-7")
+    assert cpus(plan(machine, "--ncores-per-instance 1 --ninstances 3")) == sets("0 | 3 | 6")
+    assert cpus(plan(machine, "--ncores-per-instance 1 --ninstances 4 --strategy close")) == sets("0 | 1 | 2 | 3")

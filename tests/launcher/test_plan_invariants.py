@@ -22,7 +22,7 @@ def topologies(draw):
     efficient = [draw(st.booleans()) if draw(st.booleans()) else False for _ in cores]
     numbers = iter(draw(st.permutations(range(sum(threads)))))
     members = [
-        Cpu(next(numbers), core, node, node, node, efficient[core])
+        Cpu(next(numbers), core, node, node, 2 * node + core % 2, efficient[core])
         for core, node in enumerate(cores)
         for _ in range(threads[core])
     ]
@@ -103,10 +103,11 @@ def fits_in_nodes(free, sizes):
     st.integers(0, 6),
     st.integers(-1, 6),
     st.sampled_from(["scatter", "close"]),
+    st.integers(0, 1),
 )
-def test_no_node_is_crossed_where_the_same_sizes_fit_without(sizes, ninstances, ncores, strategy):
+def test_no_node_is_crossed_where_the_same_sizes_fit_without(sizes, ninstances, ncores, strategy, caches):
     members = [node for node, size in enumerate(sizes) for _ in range(size)]
-    cpus = tuple(Cpu(number, number, node, node, node) for number, node in enumerate(members))
+    cpus = tuple(Cpu(number, number, node, node, 2 * node + caches * number % 2) for number, node in enumerate(members))
     topology = Topology(cpus, tuple(Node(number) for number in range(len(sizes))))
     made = plan_or_none(topology, Placement(ninstances=ninstances, ncores=ncores, strategy=strategy))
     if made is None:

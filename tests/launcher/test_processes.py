@@ -379,3 +379,31 @@ def test_the_launcher_imports_no_torch(launcher, script):
         [sys.executable, "-c", code, "--report", "-", script("pass")], env=environment(), capture_output=True
     )
     assert ended.returncode == 0
+
+
+@two_cpus
+def test_a_main_thread_that_was_narrowed_is_reported_with_the_remedy(launcher, script, tmp_path):
+    path = script("import os, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); time.sleep(1.2)")
+    report = tmp_path / "report.json"
+    ended = launcher("--report", report, path)
+    assert "the main thread was narrowed" in ended.stderr and "unset OMP_PROC_BIND" in ended.stderr
+    assert [check["taken"] for check in json.loads(report.read_text())["checks"]] == [False]
+
+
+@two_cpus
+def test_a_thread_that_left_the_plan_is_reported(launcher, script):
+    path = script(f"import os, time; os.sched_setaffinity(0, {set(ALLOWED)}); time.sleep(1.2)")
+    ended = launcher("--cores-list", ALLOWED[0], path)
+    assert "1 of 1 threads may leave the plan" in ended.stderr
+
+
+def test_a_plan_for_other_cpus_is_refused(launcher, script, tmp_path):
+    planned = json.loads(launcher("--plan", "json", script("pass")).stdout)
+    planned["instances"][0]["cpus"] = f"{max(ALLOWED) + 1}-{max(ALLOWED) + 2}"
+    (tmp_path / "plan.json").write_text(json.dumps(planned))
+    ended = launcher("--plan-from", tmp_path / "plan.json")
+    assert ended.returncode == 2 and "may not be used here" in ended.stderr
+    (tmp_path / "plan.json").write_text('{"instances": []}')
+    assert "it has no instances" in launcher("--plan-from", tmp_path / "plan.json").stderr
+    (tmp_path / "plan.json").write_text('{"instances": [{"cpus": 1}]}')
+    assert "not a plan as --plan json prints it" in launcher("--plan-from", tmp_path / "plan.json").stderr
