@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parser() -> OneLineParser:
     top = OneLineParser(prog="python -m benchmarks", description="Measure, in this sitting and on this machine.")
-    acts = top.add_subparsers(dest="act", required=True, metavar="demo|zoo|kernels|ceilings")
+    acts = top.add_subparsers(dest="act", required=True, metavar="demo|zoo|kernels|ceilings|write-up")
 
     demo = acts.add_parser("demo", help="unmodified scripts, plain and under ipexrun")
     demo.add_argument("--examples", help="comma-separated: " + ",".join(options.EXAMPLES))
@@ -44,6 +44,9 @@ def parser() -> OneLineParser:
     kernels.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default 5)")
 
     acts.add_parser("ceilings", help="what this machine's instructions and memory can do at most")
+    write_up = acts.add_parser("write-up", help="what --json wrote, as Markdown on stdout")
+    for name in ("demo", "zoo", "kernels"):
+        write_up.add_argument(f"--{name}", metavar="FILE")
     for act in (zoo, kernels):
         act.add_argument("--threads", type=int, help="default: one for each CPU that may be used")
     for act in (demo, zoo, kernels):
@@ -78,6 +81,11 @@ def _act(flags: argparse.Namespace) -> int:
         from benchmarks import kernels
 
         return kernels.run(options.kernels(flags))
+    if flags.act == "write-up":
+        from benchmarks import write_up
+
+        print(write_up.markdown(options.reports(flags)), end="")
+        return 0
     from benchmarks import ceilings, machine, tables
 
     tables.show_machine(machine.describe(), ceilings.measure(options.contestants.usable_threads()))

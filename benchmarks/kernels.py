@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import ceilings, machine, progress, spread, tables
+from benchmarks.kernel_means import geometric_means
 from benchmarks.options import KernelOptions
 from slipstream.kernels import linear
 
@@ -26,7 +27,6 @@ SHAPES = {  # (K, N) of the linear layers: attention's projections, then the fee
     "vit-l": ((1024, 1024), (1024, 4096), (4096, 1024)),
     "llama-1b": ((2048, 2048), (2048, 256), (2048, 5632), (5632, 2048)),
 }
-ROW_RANGES = ((1, 4), (5, 64), (65, 512), (513, 1 << 30))
 COLD_UP_TO_ROWS = 64
 COLD_BYTES = 128 << 20  # beyond the last-level cache of nearly all machines
 TURN_S = 0.04
@@ -140,15 +140,3 @@ def mkl(x: torch.Tensor, weights: Sequence[torch.Tensor], bias: torch.Tensor, sh
 
 
 CONTESTANTS = {"ours": ours, "onednn": onednn, "mkl": mkl}
-
-
-def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over all sizes, for each dtype, rival and range of rows: how many times faster ours is."""
-    means = []
-    for dtype, rival, (low, high) in itertools.product(LARGEST_ERROR, ("onednn", "mkl"), ROW_RANGES):
-        name, key = str(dtype).split(".")[-1], f"over_{rival}"
-        ratios = [row[key] for row in rows if row["dtype"] == name and key in row and low <= row["rows"] <= high]
-        if ratios:
-            mean, worst = spread.geometric_mean(ratios), min(ratios)
-            means.append({"dtype": name, "rival": rival, "from": low, "to": high, "mean": mean, "worst": worst})
-    return means

@@ -94,6 +94,17 @@ def kernels(flags: argparse.Namespace) -> KernelOptions:
     )
 
 
+def reports(flags: argparse.Namespace) -> dict[str, pathlib.Path]:
+    """Which report stands in which file; at least one."""
+    given = {name: getattr(flags, name) for name in ("demo", "zoo", "kernels") if getattr(flags, name)}
+    if not given:
+        raise UsageError("write-up: nothing to write up; give --demo, --zoo or --kernels with a file that --json wrote")
+    for name, text in given.items():
+        if not pathlib.Path(text).is_file():
+            raise UsageError.of(f"--{name}", text, "is not a file")
+    return {name: pathlib.Path(text) for name, text in given.items()}
+
+
 def _chosen(flag: str, text: str | None, allowed: Iterable[str]) -> tuple[str, ...]:
     """Names out of a comma-separated list, each once, in the order given; () for no flag."""
     names = dict.fromkeys(name.strip() for name in text.split(",")) if text else {}

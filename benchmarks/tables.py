@@ -125,10 +125,13 @@ def show_kernels(rows: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]
         out.print(table)
     table = _table("ours over …, geometric mean over all sizes", ["dtype", "rival", "rows"], ["mean", "worst"])
     for each in means:
-        to = "" if each["to"] >= 1 << 30 else f"–{each['to']}"
-        names = (each["dtype"], each["rival"], f"{each['from']}{to or ' and more'}")
-        table.add_row(*names, f"{each['mean']:.2f}", f"{each['worst']:.2f}")
+        table.add_row(each["dtype"], each["rival"], row_range(each), f"{each['mean']:.2f}", f"{each['worst']:.2f}")
     out.print(table)
+
+
+def row_range(mean: dict[str, Any]) -> str:
+    """The numbers of rows that a mean is over: 1–4, or 513 and more."""
+    return f"{mean['from']} and more" if mean["to"] >= 1 << 30 else f"{mean['from']}–{mean['to']}"
 
 
 def _kernel_cell(row: dict[str, Any]) -> str:

@@ -31,6 +31,10 @@ WRONG = [
     ["kernels", "--rows", "1,,2"],
     ["kernels", "--shapes", "bert-huge"],
     ["ceilings", "--threads", "1"],
+    ["write-up"],
+    ["write-up", "--zoo", "/nowhere.json"],
+    ["write-up", "--demo", "/proc/self/status"],
+    ["write-up", "--kernels", "/dev/null"],
 ]
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and the picture show every contestant, the failed ones too."""
 
+import json
 import xml.etree.ElementTree
 
 import pytest
 
-from benchmarks import picture, tables
+from benchmarks import picture, tables, write_up
 
 RIGHT = {"ms": 25.0, "ms_low": 24.0, "ms_high": 150.0, "setup_s": 0.25, "error": 0.004}
 ROWS = [
@@ -28,6 +29,26 @@ def test_zoo_table(capsys):
     assert "4.00 (3.50–4.50)" in out and "24.0–150" in out and "4.0e-03" in out
     assert "illegal instruction" in out
     assert "ours-bfloat16 *" in out and "eager-float32 *" not in out
+
+
+def test_write_up_says_what_the_runs_wrote(tmp_path):
+    facts = {"cpus": 2, "features": ["AVX2"], "not_there": [], "memory_gb": 8, "python": "3.12"}
+    facts |= {"torch": "2.13", "transformers": "5", "kernels": "twins"}
+    agreement = {"first_equal": 1.0, "cosine": 0.99998, "holds": True}
+    demo_row = ROWS[2] | {"example": "classify_text", "way": "--dtype bfloat16", "agreement": agreement}
+    kernel_row = {"dtype": "bfloat16", "rows": 4, "over_onednn": 1.25}
+    written = {
+        "demo": {"machine": facts, "rows": [demo_row]},
+        "zoo": {"machine": facts, "rows": ROWS, "settings": {"rounds": 3, "seconds": 1.5, "threads": 2}},
+        "kernels": {"machine": facts, "rows": [kernel_row]},
+    }
+    paths = {name: tmp_path / f"{name}.json" for name in written}
+    for name, path in paths.items():
+        path.write_text(json.dumps(written[name]))
+    text = write_up.markdown(paths)
+    assert "| `classify_text.py` | `--dtype bfloat16` | 25.0 | 4.00 (3.50–4.50) | 0.25 | 100% | 0.999980 |" in text
+    assert "| `ours-bfloat16` | 4.00 (3.50–4.50) |" in text and "| `ipex-bfloat16` | failed |" in text
+    assert "| bfloat16 | onednn | 1–4 | 1.25 | 1.25 |" in text
 
 
 def test_ceilings_that_the_machine_lacks_are_said_to_be_absent(capsys):

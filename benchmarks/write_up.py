@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON of runs as Markdown for docs/benchmarks.md, so that no figure there passes through a hand."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks import ceilings, machine, tables
+from benchmarks.kernel_means import geometric_means
+from slipstream.errors import UsageError
+
+Report = dict[str, Any]
+
+
+def markdown(reports: dict[str, pathlib.Path]) -> str:
+    """One section a report; ``reports`` maps demo, zoo or kernels to the file that its --json wrote."""
+    sections = []
+    for act, path in reports.items():
+        try:
+            report = json.loads(path.read_text())
+            sections.append(SECTIONS[act](report))
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError.of(
+                f"--{act}", path, f"is not what `python -m benchmarks {act} --json` writes ({error})"
+            ) from error
+    return "\n\n".join(sections) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int) -> str:
+    """A Markdown table whose first ``texts`` columns are text and the others numbers."""
+    rule = ["---"] * texts + ["--:"] * (len(head) - texts)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def demo(report: Report) -> str:
+    rows = [
+        (
+            f"`{row['example']}.py`",
+            f"`{row['way']}`" if row["way"].startswith("-") else row["way"],
+            tables.milliseconds(row["ms"]),
+            tables.speedup(row),
+            f"{max(0.0, row['setup_s']):.2f}",
+            f"{row['agreement']['first_equal']:.0%}",
+            f"{row['agreement']['cosine']:.6f}",
+        )
+        for row in report["rows"]
+    ]
+    head = ("script", "run", "batch ms", "speed-up (range)", "set-up s", "same answers", "cosine")
+    return f"## Unmodified scripts\n\n{where(report)}\n\n" + table(head, rows, texts=2)
+
+
+def zoo(report: Report) -> str:
+    """Milliseconds and speed-ups: a line a contestant, a column a model."""
+    models = list(dict.fromkeys(row["model"] for row in report["rows"]))
+    names = list(dict.fromkeys(row["contestant"] for row in report["rows"]))
+    cell = {(row["model"], row["contestant"]): row for row in report["rows"]}
+    views = {
+        "Milliseconds, median": lambda row: tables.milliseconds(row["ms"]),
+        "Times as fast as eager float32 (lowest–highest round)": tables.speedup,
+        "Set-up, seconds": lambda row: f"{row['setup_s']:.1f}",
+        "Largest difference from eager float32, over its largest value": lambda row: f"{row['error']:.0e}",
+    }
+    parts = [f"## Models\n\n{where(report)}"]
+    for title, view in views.items():
+        rows = [
+            (f"`{name}`", *("failed" if "failure" in cell[model, name] else view(cell[model, name]) for model in models))
+            for name in names
+        ]
+        parts.append(f"### {title}\n\n" + table(("contestant", *models), rows, texts=1))
+    settings = report["settings"]
+    parts.append(f"{settings['rounds']} rounds of {settings['seconds']} s a contestant, {settings['threads']} threads.")
+    return "\n\n".join(parts)
+
+
+def kernels(report: Report) -> str:
+    rows = [
+        (each["dtype"], each["rival"], tables.row_range(each), f"{each['mean']:.2f}", f"{each['worst']:.2f}")
+        for each in geometric_means(report["rows"])
+    ]
+    means = table(("dtype", "rival", "rows", "mean", "worst"), rows, texts=3)
+    return f"## Packed linear\n\n{where(report)}\n\nTimes as fast as each rival, geometric mean over all sizes:\n\n{means}"
+
+
+def where(report: Report) -> str:
+    """The machine in words, and its ceilings where they were measured."""
+    lines = [f"Machine: {machine.in_words(report['machine'])}."]
+    for figures in report.get("ceilings", []):
+        known = [
+            f"{name} {figures[key]:.3g} {unit}" for key, (name, unit) in ceilings.UNITS.items() if figures[key] is not None
+        ]
+        lines.append(f"Ceilings with {figures['threads']} thread(s): {', '.join(known)}.")
+    return "  \n".join(lines)
+
+
+SECTIONS = {"demo": demo, "zoo": zoo, "kernels": kernels}
