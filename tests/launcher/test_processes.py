@@ -12,6 +12,8 @@ import sys
 import pytest
 from conftest import ALLOWED, environment, is_running, two_cpus, until
 
+from slipstream.launcher.preload import find_library
+
 SAY_CPUS = """
     import os
     print(sorted(os.sched_getaffinity(0)))
@@ -188,6 +190,19 @@ def test_worker_processes_see_the_whole_instance(launcher, script):
         """
     )
     assert launcher(path).stdout == f"{ALLOWED} {len(ALLOWED)}\n"
+
+
+@two_cpus
+@pytest.mark.skipif(not find_library("intel", dict(os.environ)), reason="libiomp5.so is not installed")
+def test_intels_openmp_leaves_the_main_thread_alone(launcher, script):
+    path = script(
+        """
+        import os, torch
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+        print(sorted(os.sched_getaffinity(0)), "libiomp5" in open("/proc/self/maps").read())
+        """
+    )
+    assert launcher("--omp-runtime", "intel", path).stdout == f"{ALLOWED} True\n"
 
 
 @two_cpus
