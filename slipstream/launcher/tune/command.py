@@ -24,7 +24,7 @@ from slipstream.launcher.tune.record import Record, RecordedRunner
 from slipstream.launcher.tune.request import COMMAND, Request, parse_request
 from slipstream.launcher.tune.screening import Screening
 from slipstream.launcher.tune.search import Search, Settings
-from slipstream.launcher.tune.space import Axis, asked_axes, enumerate_space
+from slipstream.launcher.tune.space import SHORT, Axis, asked_axes, enumerate_space
 from slipstream.launcher.tune.trial import Configuration
 from slipstream.launcher.tune.verdict import judge
 from slipstream.runtime.topology import Topology, read_topology, summary
@@ -66,7 +66,7 @@ def prepare(request: Request, options: LaunchOptions, topology: Topology, enviro
     points, sampled = enumerate_space(axes, shuffled=old is not None and old.strategy == "random")
     screening = Screening(topology, request.line, environ)
     candidates = screening.keep(points)
-    decisions = [*_concerning(decisions, axes), *sampled, *screening.decisions()]
+    decisions = [*_concerning(decisions, request), *sampled, *screening.decisions()]
     if not candidates:
         reasons = "; ".join(decision.reason for decision in screening.decisions())
         raise UsageError(f"--space: no configuration of it can run here: {reasons}")
@@ -97,10 +97,10 @@ def _axes(request: Request, options: LaunchOptions, offer: Offer) -> tuple[list[
     return list(old.axes), old
 
 
-def _concerning(decisions: Iterable[Decision], axes: Sequence[Axis]) -> list[Decision]:
-    """Those about an axis that is searched."""
-    names = {axis.name for axis in axes}
-    return [decision for decision in decisions if decision.what.partition(":")[0] in names]
+def _concerning(decisions: Iterable[Decision], request: Request) -> list[Decision]:
+    """Those about something that is not fixed by a flag anyway."""
+    kinds = [(decision, decision.what.partition(":")[0]) for decision in decisions]
+    return [decision for decision, kind in kinds if SHORT.get(kind, kind) not in request.line.given]
 
 
 def _search(request: Request, plan: Plan, topology: Topology) -> int:

@@ -16,6 +16,10 @@ from slipstream.launcher.tune.trial import DONE, FIRST_TIMES, LIMIT, Configurati
 SHARE_OF_FIRST = 4
 """The first run may take a quarter of the budget: with fewer than four runs nothing can be compared."""
 
+SHARE_OF_ENDLESS = 64
+"""Of a script that never ends by itself, each run gets this part of the budget: some for a first look at each
+configuration, the others for repeats."""
+
 SHORTEST_FIRST = 10.0
 FACTOR, SLACK = 3.0, 10.0
 """A run that takes three times as long as the first, and ten seconds for starting, hangs or is no candidate."""
@@ -44,7 +48,7 @@ def lengths_after(outcome: Outcome, resolved: Resolved | None, first: Length, ti
     """What the first run teaches."""
     settled = _settled(outcome, resolved)
     if outcome.ended == LIMIT and settled is not None:
-        seconds = round(min(first.seconds, max(_enough(settled), first.seconds / SHARE_OF_FIRST)), 1)
+        seconds = round(min(first.seconds, max(_enough(settled), first.seconds * SHARE_OF_FIRST / SHARE_OF_ENDLESS)), 1)
         reason = f"the first run did not end within {first.seconds:g} s but prints its figure again and again"
         return Lengths(_cut_at(seconds), (), Decision(f"every run is cut at {seconds:g} s", True, reason))
     if outcome.ended != DONE:
@@ -66,10 +70,10 @@ def lengths_after(outcome: Outcome, resolved: Resolved | None, first: Length, ti
     return Lengths(whole, tuple(short), Decision(f"first looks are cut at {names}", True, reason))
 
 
-def limit_of(length: Length, configuration: Configuration, *, first: Configuration, ceiling: float) -> float:
-    """Seconds for one run. An instance on half the threads may take twice as long for the same work, and still
+def limit_of(length: Length, configuration: Configuration, *, pace: Configuration, ceiling: float) -> float:
+    """Seconds for one run, where lengths are those of ``pace``. An instance on half the threads may take twice as long for the same work, and still
     be the better one, as there are more of them."""
-    slower = max(1.0, first.threads / configuration.threads)
+    slower = max(1.0, pace.threads / configuration.threads)
     return max(length.seconds, min(length.seconds * slower, ceiling))
 
 

@@ -168,6 +168,8 @@ def _of_all(name: str, outcome: Outcome) -> Figure:
 
 def _not_printed(name: str, figures: Sequence[Figure]) -> str:
     printed = ", ".join(sorted(figure.name for figure in figures))
+    if name.startswith(PREFIX):
+        return f"it printed no marker {name.removeprefix(PREFIX)} this time, only {printed or 'no figure at all'}"
     if not printed:
         return f"it printed no figure, so no {name}; print('{name}: 12.3'), or give a pattern: --metric REGEX"
     return f"it printed no {name}, only {printed}; name one of them (--objective), or give a pattern: --metric REGEX"

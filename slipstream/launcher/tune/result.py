@@ -49,7 +49,7 @@ def print_table(verdict: Verdict, decisions: Iterable[Decision]) -> None:
     from rich.text import Text
 
     table = Table(title="configurations, best first", title_justify="left", title_style="bold")
-    for name in ("flags", *_goal_names(verdict), "spread %", "runs", "× plain", "note"):
+    for name in ("flags", *_goal_names(verdict), "spread %", "runs", "× first", "note"):
         table.add_column(name, overflow="fold", justify="left" if name in {"flags", "note"} else "right")
     for standing in verdict.standings[:MOST_ROWS]:
         table.add_row(*(Text(cell) for cell in _cells(standing, verdict)))

@@ -49,7 +49,7 @@ class Screening:
                 continue
             threads = min(instance.threads for instance in plan.instances)
             kept[kind] = replace(one, instances=len(plan.instances), threads=threads)
-        return list(kept.values())
+        return _labelled(list(kept.values()))
 
     def decisions(self) -> list[Decision]:
         """One for each reason."""
@@ -96,6 +96,20 @@ class Screening:
         # Many sizes fail for the same reason with other numbers in it: the flag that it names tells them apart.
         kind = next((known for known in self._refused if _stem(known) == _stem(reason)), reason)
         self._refused.setdefault(kind, []).append(one)
+
+
+def _labelled(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Each with a label of the flags in which they differ."""
+    values: dict[str, set[str]] = {}
+    for one in configurations:
+        for flag, value in one.settings:
+            values.setdefault(flag, set()).add(value)
+    return [
+        replace(one, label=str(Configuration(tuple(pair for pair in one.settings if len(values[pair[0]]) > 1))))
+        if any(len(found) > 1 for found in values.values())
+        else one
+        for one in configurations
+    ]
 
 
 def _kind(plan: LaunchPlan) -> Hashable:

@@ -76,6 +76,7 @@ class Search:
         self._first = candidates[0]
         self._whole = first_length(settings.budget, settings.timeout)
         self._ceiling = self._whole.seconds
+        self._pace = self._first  # whose run the lengths are learnt from
         self._durations: dict[str, list[float]] = defaultdict(list)
         self._counts: dict[tuple[Configuration, str], int] = defaultdict(int)
         self._reached = False
@@ -89,12 +90,21 @@ class Search:
         return self.course
 
     def _learn(self) -> Lengths:
-        """The first run: how long runs last, which figures there are, how much memory an instance takes."""
+        """The first run that succeeds: how long runs last, which figures there are, how much memory an instance takes.
+
+        As a rule that is the plain start; where it fails, others are asked, each with a quarter of what time is left.
+        """
         self._watch.stage("first run")
-        outcome = self._run(self._first, self._whole)[1]
-        lengths = lengths_after(outcome, self._resolved_of(outcome), self._whole, self._settings.timeout)
-        if lengths.whole.cut:  # it hit its limit, which is how all runs of this script end
-            self.course.failures.pop(self._first, None)
+        waiting = self.course.candidates
+        for one in by_prediction(waiting, {}) if self._settings.predict else list(waiting):
+            self._whole = first_length(self._settings.budget - self._runner.seconds(), self._settings.timeout)
+            self._ceiling, self._pace = self._whole.seconds, one
+            outcome = self._run(one, self._whole)[1]
+            lengths = lengths_after(outcome, self._resolved_of(outcome), self._whole, self._settings.timeout)
+            if lengths.whole.cut:  # it hit its limit, which is how all runs of this script end
+                self.course.failures.pop(one, None)
+            if one not in self.course.failures or self._runner.seconds() > self._settings.budget / 2:
+                break
         self._whole = lengths.whole
         self.course.decisions.append(lengths.decision)
         if outcome.resident_mb and self._settings.memory_mb:
@@ -103,7 +113,7 @@ class Search:
 
     def _leave_too_large_away(self, resident: float, free: float) -> None:
         most = max(1, int(MEMORY_SHARE * free / resident))
-        large = [one for one in self.course.candidates[1:] if one.instances > most]
+        large = [one for one in self.course.candidates if one.instances > most and not self._counts[one, self._whole.name]]
         if large:
             self.course.candidates = [one for one in self.course.candidates if one not in large]
             reason = f"an instance takes {resident:.0f} MB and {free:.0f} MB are free: at most {most} at a time"
@@ -114,10 +124,9 @@ class Search:
     def _look(self, length: Length) -> list[Configuration]:
         """One run of each, the promising ones first, as far as budget and --trials go."""
         self._watch.stage("first look")
-        queue = list(self.course.candidates)
-        seen: list[Configuration] = []
-        if self.course.looks[length.name].get(self._first) or self._first in self.course.failures:
-            seen.append(queue.pop(0))  # its first run was one of this length, or it failed
+        # First runs were of this length, or they failed.
+        seen = [one for one in self.course.candidates if one in self.course.failures or one in self.course.looks[length.name]]
+        queue = [one for one in self.course.candidates if one not in seen]
         while queue and not self._reached:
             if self._settings.trials is not None and len(seen) >= self._settings.trials:
                 self.course.stopped = f"--trials {self._settings.trials} is reached"
@@ -199,17 +208,17 @@ class Search:
         """One run, and what it says; a run that says nothing takes its configuration out of the search."""
         repeat = self._counts[one, length.name]
         self._counts[one, length.name] += 1
-        trial = Trial(one, length, repeat, limit_of(length, one, first=self._first, ceiling=self._ceiling))
+        trial = Trial(one, length, repeat, limit_of(length, one, pace=self._pace, ceiling=self._ceiling))
         self._watch.starting(trial)
         outcome = self._runner.run(trial)
         self.course.runs += 1
-        self._durations[length.name].append(outcome.seconds)
         try:
             measurement = self._judge(trial, outcome)
         except NoFigure as error:
             self.course.failures[one] = str(error)
             self._watch.ended(trial, None, str(error))
             return None, outcome
+        self._durations[length.name].append(outcome.seconds)
         self.course.looks[length.name].setdefault(one, []).append(measurement)
         if self.course.resolved is not None and meets_targets(self.course.resolved, measurement):
             self._reached = True
@@ -245,6 +254,7 @@ class Search:
         return self._runner.seconds() + self._typical(length) + reserve <= self._settings.budget
 
     def _typical(self, length: Length) -> float:
+        """Of runs that succeeded: one that hung says nothing about the next one's time."""
         known = self._durations[length.name]
         return statistics.median(known) if known else length.seconds
 

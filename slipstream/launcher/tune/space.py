@@ -51,24 +51,27 @@ LEAST_USED = 7 / 8
 
 @dataclass(frozen=True)
 class Axis:
-    """One independent choice; the first value is the one of a plain start."""
+    """One independent choice; the first value is the one of the plain start."""
 
     name: str
     settings: tuple[Setting, ...]
 
 
 def default_axes(offer: Offer, given: Collection[str]) -> list[Axis]:
-    """What is worth trying here, apart from what flags on the command line have decided."""
+    """What is worth trying here, apart from what flags on the command line have decided.
+
+    Where there is one value only, the flag is left to the launcher.
+    """
     axes = []
     if not SHAPES.intersection(given):
         axes.append(Axis("instances", tuple(_shapes(offer.cores_of_nodes))))
     choices = {
         "use-logical-cores": (OFF, ON) if offer.smt else (),
         "memory-allocator": ("default", *offer.allocators),
-        "omp-runtime": ("default", "intel") if offer.intel_openmp else ("default",),
+        "omp-runtime": ("default", "intel") if offer.intel_openmp else (),
         "dtype": ("float32", "bfloat16") if offer.optimizing and offer.bfloat16 else (),
     }
-    axes += [_axis(flag, values) for flag, values in choices.items() if values and flag not in given]
+    axes += [_axis(flag, values) for flag, values in choices.items() if len(values) > 1 and flag not in given]
     return axes
 
 

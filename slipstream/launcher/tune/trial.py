@@ -28,6 +28,8 @@ class Configuration:
     place: tuple[int, ...] = ()
     instances: int = 1
     threads: int = 1
+    label: str = field(default="", compare=False)
+    """What tells it from the others; empty: all of its flags."""
 
     def words(self) -> list[str]:
         """The flags as they are typed."""
@@ -40,7 +42,7 @@ class Configuration:
         return words
 
     def __str__(self) -> str:
-        return " ".join(self.words()) or "(no flags)"
+        return self.label or " ".join(self.words()) or "(no flags)"
 
 
 @dataclass(frozen=True)
