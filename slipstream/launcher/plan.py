@@ -80,7 +80,7 @@ def _asked_for(topology: Topology, placement: Placement, left_out: list[LeftOut]
         return list(topology.cpus)
     if missing:
         raise PlanError(f"{flag} {format_cpu_list(wanted)}: {_why_missing(flag, missing, topology)}")
-    rest = tuple(cpu.number for cpu in topology.cpus if cpu not in kept)
+    rest = tuple(sorted(set(topology.numbers()) - {cpu.number for cpu in kept}))
     if rest:
         left_out.append(LeftOut(rest, f"not in {flag}"))
     return kept
@@ -146,10 +146,12 @@ def _within_quota(
     paid = max(1, int(topology.quota))
     node = _fullest_fitting_node(cores, paid)
     ordered = sorted(cores, key=lambda core: core.node != node)
-    kept: list[Core] = []
+    kept: set[Core] = set()
+    used = 0
     for core in ordered:
-        if sum(len(one.cpus) for one in kept) + len(core.cpus) <= paid or not kept:
-            kept.append(core)
+        if used + len(core.cpus) <= paid or not kept:
+            kept.add(core)
+            used += len(core.cpus)
     dropped = tuple(number for core in cores if core not in kept for number in core.cpus)
     left_out.append(LeftOut(dropped, f"beyond the control group's CPU quota of {topology.quota:g} CPUs (cpu.max)"))
     return [core for core in cores if core in kept]
@@ -180,7 +182,8 @@ def _mode_applied(cores: list[Core], placement: Placement, notes: list[str]) -> 
 
 
 def _instance(index: int, members: tuple[int, ...], cpus: list[Cpu], topology: Topology, placement: Placement) -> Instance:
-    nodes = tuple(sorted({cpu.node for cpu in cpus if cpu.number in members}))
+    mine = set(members)
+    nodes = tuple(sorted({cpu.node for cpu in cpus if cpu.number in mine}))
     policy, memory_nodes = _memory(nodes, topology, placement.memory_policy)
     return Instance(index, tuple(sorted(members)), nodes, len(members), policy, memory_nodes)
 

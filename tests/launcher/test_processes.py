@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 from conftest import ALLOWED, environment, is_running, two_cpus, until
@@ -287,6 +288,36 @@ def test_after_the_grace_period_all_are_killed_with_what_they_started(started, s
     process.terminate()
     assert process.wait(20) == 128 + 9
     until(lambda: not any(map(is_running, running)))
+
+
+def test_a_second_signal_kills_at_once(started, script, tmp_path):
+    process = started("--grace", 300, script(STUBBORN), tmp_path / "pid")
+    running = pids(tmp_path, 2)
+    process.terminate()
+    time.sleep(0.3)  # two signals of a kind that come together are one
+    process.terminate()
+    assert process.wait(20) == 128 + 9
+    until(lambda: not any(map(is_running, running)))
+
+
+def test_the_failure_of_one_ends_what_the_others_started(launcher, script, tmp_path):
+    path = script(
+        """
+        import json, os, sys, time
+        if json.loads(os.environ["SLIPSTREAM_PLAN"])["index"] == 0:
+            while not os.path.exists(sys.argv[1]):
+                time.sleep(0.02)
+            sys.exit(6)
+        if os.fork() == 0:
+            open(sys.argv[1] + "x", "w").write(str(os.getpid()))
+            os.rename(sys.argv[1] + "x", sys.argv[1])
+        time.sleep(60)
+        """
+    )
+    if len(ALLOWED) > 1:
+        ended = launcher("--ninstances", 2, path, tmp_path / "pid")
+        assert ended.returncode == 6
+        until(lambda: not is_running(int((tmp_path / "pid").read_text())))
 
 
 def test_a_killed_launcher_leaves_nothing_behind(started, script, tmp_path):
