@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on our kernel, in inference, in the dtype asked for, where that is faster; inputs and results stay float32.
+"""Attention in inference: `scaled_dot_product_attention` on our kernel, or torch's own in bfloat16, where faster.
 
-Without the extension torch's own operator runs on cast inputs, under ``dtype=bfloat16`` only. Whether either is
-faster is asked once per shape class: with tile instructions torch's bfloat16 attention is, without them it often loses.
+The function in `torch.nn.functional` is replaced by one that asks first, because models call it as a function
+and no module stands around it. Which of the two is faster is measured once for each class of shapes.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,37 +19,124 @@ from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
 from slipstream.optimize import gates, guards
+from slipstream.optimize.linear import onednn_has_bfloat16
 from slipstream.optimize.options import set_up
 
 NAME = "scaled_dot_product_attention"
 
 _original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
-_dtype: list[torch.dtype] = []
 _verdicts: dict[Hashable, bool] = {}
-_inside = threading.local()
+_contiguous: set[Hashable] = set()
+_wanted: list[torch.dtype] = []
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the function, its arguments by name."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def original(self) -> torch.Tensor:
+        return _original(
+            self.query, self.key, self.value, self.attn_mask, self.dropout_p, self.is_causal,
+            scale=self.scale, enable_gqa=self.enable_gqa,
+        )  # fmt: skip
+
+    def fast(self, dtype: torch.dtype) -> torch.Tensor:
+        """By our kernel; without the extension by torch's on cast tensors."""
+        q, k, v, mask = self.query, self.key, self.value, self.attn_mask
+        if native.available():
+            return kernel.attention(q, k, v, mask, causal=self.is_causal, scale=self.scale, dtype=dtype)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(dtype)  # infinities stay, and what else a mask holds needs no more than eight bits
+        y = _original(
+            q.to(dtype), k.to(dtype), v.to(dtype), mask, 0.0, self.is_causal,
+            scale=self.scale, enable_gqa=self.enable_gqa,
+        )  # fmt: skip
+        return y.to(q.dtype)
+
+    def is_ordinary(self) -> bool:
+        """Four axes, one dtype, shapes that agree, no dropout, nothing for torch to complain about."""
+        q, k, v, mask = self.query, self.key, self.value, self.attn_mask
+        if not all(gates.tensor_is_plain(x) and x.dim() == 4 and x.numel() for x in (q, k, v)):
+            return False
+        if q.dtype not in (torch.float32, torch.bfloat16) or not q.dtype == k.dtype == v.dtype:
+            return False
+        same_batch = q.shape[0] == k.shape[0] == v.shape[0]
+        heads = q.shape[1] % k.shape[1] == 0 if self.enable_gqa else q.shape[1] == k.shape[1]
+        shapes = k.shape[:3] == v.shape[:3] and q.shape[3] == k.shape[3]
+        if not (same_batch and heads and shapes) or self.dropout_p:
+            return False
+        if mask is None:
+            return True
+        return (
+            gates.tensor_is_plain(mask)
+            and mask.dtype in (torch.bool, q.dtype)
+            and not self.is_causal
+            and mask.dim() <= 4
+            and all(
+                have in (1, want)
+                for have, want in zip(reversed(mask.shape), (k.shape[2], q.shape[2], q.shape[1], q.shape[0]), strict=False)
+            )
+        )
+
+    def records_gradients(self) -> bool:
+        tensors = (self.query, self.key, self.value, self.attn_mask)
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+    def size(self) -> Hashable:
+        q, k, v, mask = self.query, self.key, self.value, self.attn_mask
+        shape = (q.shape[1], k.shape[1], q.shape[3], v.shape[3])
+        bits = tuple(size.bit_length() for size in (q.shape[0], q.shape[2], k.shape[2]))
+        kind = None if mask is None else (mask.dtype, *(size == 1 for size in mask.shape))
+        order = (q.is_contiguous(), q.stride(1) < q.stride(2), q.shape[2] == 1)  # torch's result follows query
+        return q.dtype, shape, bits, kind, self.is_causal, order
+
+    def macs(self) -> float:
+        q, v = self.query, self.value
+        return float(q.shape[0] * q.shape[1] * q.shape[2] * v.shape[2] * (q.shape[3] + v.shape[3]))
+
+    def part(self) -> Call:
+        """As many examples of the batch as a trial may take."""
+        batch = self.query.shape[0]
+        some = max(1, int(guards.TRIAL_MACS * batch // max(1.0, self.macs())))
+
+        def cut(x: torch.Tensor | None) -> torch.Tensor | None:
+            whole = x is not None and x.dim() == 4 and x.shape[0] == batch
+            return x[:some] if x is not None and whole else x
+
+        q, k, v = (x[:some] for x in (self.query, self.key, self.value))
+        return Call(q, k, v, cut(self.attn_mask), 0.0, self.is_causal, self.scale, self.enable_gqa)
 
 
 def install(settings: Any) -> None:
-    """Put the wrapper in place of torch's function, where there is something faster to put there."""
+    """Put the asking function in the place of torch's."""
     dtype = getattr(torch, settings.dtype)
-    worth_it = dtype == torch.bfloat16 or native.available()
-    if not worth_it or functional.scaled_dot_product_attention is not _original:
+    if not native.available() and (dtype == torch.float32 or not onednn_has_bfloat16()):
         return
-    _dtype[:] = [dtype]
+    _wanted[:] = [dtype]
     setattr(functional, NAME, scaled_dot_product_attention)
-    # torch.jit compiles what a name means by the identity of the function behind it
+    # torch.jit knows what a name means by the identity of the function behind it
     torch.jit._builtins._register_builtin(scaled_dot_product_attention, f"aten::{NAME}")
 
 
 def uninstall() -> None:
     setattr(functional, NAME, _original)
+    _wanted.clear()
     _verdicts.clear()
+    _contiguous.clear()
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-    if torch.compiler.is_compiling() or kwargs.get("dropout_p") or len(args) not in (3, 4):
-        return _original(*args, **kwargs)
-    if not all(gates.tensor_is_plain(x) for x in args[:3]) or not gates.call_is_plain():
+    if torch.compiler.is_compiling() or not gates.call_is_plain():
         return _original(*args, **kwargs)
     y = _answer(args, kwargs)
     return _original(*args, **kwargs) if y is None else y
@@ -59,79 +147,64 @@ scaled_dot_product_attention.__doc__ = _original.__doc__
 
 
 def _answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """The answer, or None where the original must give it."""
-    q, k, v = args[:3]
-    mask = args[3] if len(args) == 4 else kwargs.get("attn_mask")
-    tensors = (q, k, v) if mask is None else (q, k, v, mask)
-    if any(x.dtype != torch.float32 or x.dim() != 4 for x in args[:3]) or not _is_simple_mask(mask):
-        return None
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    """The fast answer, or None where the original must give it, be it an error."""
+    try:
+        call = Call(*args, **kwargs)
+    except TypeError:
         return None
     try:
-        shape = (q.shape[1], q.shape[-1], q.shape[2].bit_length(), k.shape[2].bit_length(), mask is None)
-        verdict = _verdicts.get(shape)
+        if not _wanted or not call.is_ordinary() or call.records_gradients():
+            return None
+        dtype = torch.bfloat16 if call.query.dtype == torch.bfloat16 else _wanted[0]
+        size = call.size()
+        verdict = _verdicts.get(size)
         if verdict is None:
-            verdict = _consider(shape, args, kwargs)
-        return _fast_call(args, kwargs) if verdict else None
+            verdict = _consider(call, size, dtype)
+        return _with_strides(call.fast(dtype), size) if verdict else None
     except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, and ours is not tried again
-        log.note("attention", False, f"slipstream failed and the original runs: {error!r}")
-        uninstall()
+        log.note("attention: kernel", False, f"slipstream failed and the original runs: {error!r}")
+        _wanted.clear()
         return None
 
 
-def _is_simple_mask(mask: Any) -> bool:
-    return mask is None or (gates.tensor_is_plain(mask) and mask.dtype in (torch.float32, torch.bool))
-
-
-def _fast_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    if not native.available():
-        return _cast_call(args, kwargs)
-    q, k, v = args[:3]
-    mask = args[3] if len(args) == 4 else kwargs.get("attn_mask")
-    causal, scale = kwargs.get("is_causal", False), kwargs.get("scale")
-    return kernel.attention(q, k, v, mask, causal=causal, scale=scale, dtype=_dtype[0])
-
-
-def _cast_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Infinities of a mask stay infinities in bfloat16, and its other values need no more than eight bits."""
-
-    def cast(x: Any) -> Any:
-        floats = isinstance(x, torch.Tensor) and x.dtype == torch.float32
-        return x.to(torch.bfloat16) if floats else x
-
-    y = _original(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
-    return y.to(torch.float32)
-
-
-def _consider(shape: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Try one example of the batch both ways: strides, error, time."""
-    with set_up.timed(), torch.no_grad():
-        batch = args[0].shape[0]
-
-        def first(x: Any) -> Any:
-            whole = isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[0] == batch
-            return x[:1] if whole else x
-
-        part = tuple(first(x) for x in args)
-        options = {name: first(value) for name, value in kwargs.items()}
-        wanted, got = _original(*part, **options), _fast_call(part, options)
+def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
+    """Both ways on part of the batch: strides, error, time."""
+    with set_up.timed(), torch.no_grad(), _lock:
+        part = call.part()
+        wanted, got = part.original(), part.fast(dtype)
+        if wanted.is_contiguous():
+            _contiguous.add(size)
+            got = _with_strides(got, size)
         error = guards.relative_error(got, wanted)
         if error is None:
             return False
-        name = str(_dtype[0]).removeprefix("torch.")
-        what = f"attention in {name}, {args[0].shape[1]} heads of {args[0].shape[-1]}"
-        if got.stride() != wanted.stride() or error > guards.LIMITS[_dtype[0]]:
-            return _decide(shape, what, False, "other strides or not accurate enough", error_relative=error)
+        q = call.query
+        what = f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"
+        if got.stride() != wanted.stride() or got.dtype != wanted.dtype or error > guards.LIMITS[dtype]:
+            return _decide(size, what, False, "other strides, or not accurate enough", error_relative=error)
+        if call.macs() < guards.SMALL_MACS:
+            return _decide(size, what, False, "too small for any kernel to repay the way to it")
         verdict = guards.speed.verdict(
-            ("attention", shape, _dtype[0]), lambda: _fast_call(part, options), lambda: _original(*part, **options)
+            ("attention", size), lambda: _with_strides(part.fast(dtype), size), part.original
         )
         if verdict.fast is None:
             return False
-        why = "faster than torch's own in float32" if verdict.fast else "torch's own in float32 is faster here"
-        return _decide(shape, what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=error)
+        name = str(dtype).removeprefix("torch.")
+        why = f"in {name}" if verdict.fast else "the original is faster here"
+        return _decide(size, what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=error)
 
 
-def _decide(shape: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:
-    _verdicts[shape] = taken
+def _with_strides(y: torch.Tensor, size: Hashable) -> torch.Tensor:
+    """The kernel's memory is [B, L, H, E]; torch's is [B, H, L, E] where the query's is. With L = 1 both are one."""
+    if size not in _contiguous:
+        return y
+    if not y.is_contiguous():
+        return y.contiguous()
+    _, heads, length, depth = y.shape
+    return y.as_strided(y.shape, (heads * length * depth, length * depth, depth, 1))
+
+
+def _decide(size: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:
+    _verdicts[size] = taken
     log.note(what, taken, why, **figures)
     return taken

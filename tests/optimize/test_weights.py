@@ -180,7 +180,7 @@ def test_a_copy_answers_with_its_own_weights(engine):
         assert "_compiled_call_impl" not in vars(other)
     other = copy.deepcopy(model)
     other.weight.zero_()
-    assert torch.equal(other(x), other.bias.expand(5, 16))
+    assert error(other(x), other.bias.expand(5, 16)) < 1e-2
     assert error(model(x), nn.functional.linear(x, model.weight, model.bias)) < 1e-2
 
 
