@@ -15,6 +15,7 @@ from slipstream.errors import UsageError
 from slipstream.launcher import environment
 from slipstream.launcher.options import LaunchOptions, launch_options
 from slipstream.launcher.plan import make_plan
+from slipstream.launcher.preload import BestAllocator
 from slipstream.launcher.tune import result
 from slipstream.launcher.tune.hypertune_file import HypertuneFile, read_hypertune_file
 from slipstream.launcher.tune.launch_trial import LaunchedRunner
@@ -61,7 +62,7 @@ def main(words: Sequence[str]) -> int:
 
 def prepare(request: Request, options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> Plan:
     """The candidates and how to search among them."""
-    offer, decisions = read_offer(topology, options, environ)
+    offer, decisions = read_offer(topology, options, environ, best_allocator=_best_allocator(request, options))
     axes, old = _axes(request, options, offer)
     points, sampled = enumerate_space(axes, shuffled=old is not None and old.strategy == "random")
     screening = Screening(topology, request.line, environ)
@@ -80,6 +81,16 @@ def prepare(request: Request, options: LaunchOptions, topology: Topology, enviro
     )
     output = request.output or (old.output if old else "") or time.strftime("slipstream-tune-%Y%m%d-%H%M%S")
     return Plan(candidates, settings, output, decisions)
+
+
+def _best_allocator(request: Request, options: LaunchOptions) -> BestAllocator:
+    """What plain ipexrun would choose by; no measuring where it would not measure, or nobody asks."""
+    said = "memory-allocator" in request.line.given or any("allocator" in text for text in request.spaces)
+    if said or request.conf_file or options.topology or options.program.kind == "executable":
+        return lambda candidates: ("default", "the system's, as nothing was measured")
+    from slipstream.launcher.process.allocator_probe import best_allocator
+
+    return best_allocator
 
 
 def _axes(request: Request, options: LaunchOptions, offer: Offer) -> tuple[list[Axis], HypertuneFile | None]:

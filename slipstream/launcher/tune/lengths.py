@@ -71,8 +71,11 @@ def lengths_after(outcome: Outcome, resolved: Resolved | None, first: Length, ti
 
 
 def limit_of(length: Length, configuration: Configuration, *, pace: Configuration, ceiling: float) -> float:
-    """Seconds for one run, where lengths are those of ``pace``. An instance on half the threads may take twice as long for the same work, and still
-    be the better one, as there are more of them."""
+    """Seconds for one run, where lengths are those of ``pace``.
+
+    An instance on half the threads may take twice as long for the same work, and still be the better one, as there
+    are more of them.
+    """
     slower = max(1.0, pace.threads / configuration.threads)
     return max(length.seconds, min(length.seconds * slower, ceiling))
 

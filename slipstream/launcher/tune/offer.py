@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from slipstream.decision import Decision
 from slipstream.launcher import preload
-from slipstream.launcher.options import LaunchOptions
+from slipstream.launcher.options import LaunchOptions, Libraries
 from slipstream.launcher.plan import make_plan
 from slipstream.runtime import isa
 from slipstream.runtime.topology import Topology
@@ -19,7 +19,7 @@ BFLOAT16_LEVELS = {"avx512_bf16", "amx"}
 
 @dataclass(frozen=True)
 class Offer:
-    """``cores_of_nodes``: physical cores by NUMA node; ``allocators``: those installed beside the system's."""
+    """``cores_of_nodes``: physical cores by NUMA node; ``allocators``: first the one that a plain start would take."""
 
     cores_of_nodes: tuple[int, ...]
     smt: bool = False
@@ -33,37 +33,52 @@ class Offer:
         return sum(self.cores_of_nodes)
 
 
-def read_offer(topology: Topology, options: LaunchOptions, environ: Mapping[str, str]) -> tuple[Offer, list[Decision]]:
-    """The offer within what the fixed flags leave, and why some of it is not there."""
+def read_offer(
+    topology: Topology, options: LaunchOptions, environ: Mapping[str, str], *, best_allocator: preload.BestAllocator
+) -> tuple[Offer, list[Decision]]:
+    """The offer within what the fixed flags leave, and why some of it is not there.
+
+    ``best_allocator`` is what the launcher's own choice is made by.
+    """
     decisions: list[Decision] = []
-    usable = set(_planned(topology, options, logical=True))
+    usable = set(_cpus_of_one_instance(topology, options))
     node_of_core = {cpu.core: cpu.node for cpu in topology.cpus if cpu.number in usable}
     per_core = Counter(cpu.core for cpu in topology.cpus if cpu.number in usable)
     return Offer(
         cores_of_nodes=tuple(Counter(sorted(node_of_core.values())).values()),
         smt=max(per_core.values()) > 1 and not options.placement.cores_list,
-        allocators=tuple(_allocators(environ, decisions)),
+        allocators=tuple(_allocators(environ, best_allocator, decisions)),
         intel_openmp=_is_installed("intel", "openmp: intel", environ, decisions),
         optimizing=options.optimization.on,
         bfloat16=_has_bfloat16(decisions) if options.optimization.on else False,
     ), decisions
 
 
-def _planned(topology: Topology, options: LaunchOptions, *, logical: bool) -> tuple[int, ...]:
-    """The CPUs of one instance on all that the fixed flags leave."""
+def _cpus_of_one_instance(topology: Topology, options: LaunchOptions) -> tuple[int, ...]:
+    """On all that the fixed flags leave, SMT siblings included."""
     placement = replace(options.placement, ninstances=1, ncores=0, mode="", group_by="none", instance_idx=())
-    plan = make_plan(topology, replace(placement, use_logical_cores=logical))
-    return plan.instances[0].cpus
+    return make_plan(topology, replace(placement, use_logical_cores=True)).instances[0].cpus
 
 
-def _allocators(environ: Mapping[str, str], decisions: list[Decision]) -> list[str]:
-    names = ("tcmalloc", "jemalloc")
-    for name in names:
+def _allocators(environ: Mapping[str, str], best: preload.BestAllocator, decisions: list[Decision]) -> list[str]:
+    for name in ("tcmalloc", "jemalloc"):
         if preload.preloaded(name, environ):
             reason = f"LD_PRELOAD already holds {name}, which wins over --memory-allocator; unset it to have allocators tried"
             decisions.append(Decision("allocator: all but the one in place", False, reason))
             return []
-    return [name for name in names if _is_installed(name, f"allocator: {name}", environ, decisions)]
+    names: list[str] = []
+
+    def keep_candidates(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+        name, reason = best(candidates)
+        names.extend((name, *(other for other in candidates if other != name)))
+        decisions.append(Decision(f"allocator: the search starts with {name}", True, reason))
+        return name, reason
+
+    preload.choose_preload(Libraries(), environ, best_allocator=keep_candidates)
+    for name in ("tcmalloc", "jemalloc"):
+        if name not in names:
+            decisions.append(Decision(f"allocator: {name}", False, f"not installed; {preload.INSTALL[name]}"))
+    return names
 
 
 def _is_installed(name: str, what: str, environ: Mapping[str, str], decisions: list[Decision]) -> bool:

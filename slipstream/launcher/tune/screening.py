@@ -17,6 +17,8 @@ from slipstream.launcher.preload import choose_preload, preloaded
 from slipstream.launcher.tune.trial import OFF, ON, Configuration
 from slipstream.runtime.topology import Topology
 
+KEEP_VARIABLE = "GLIBC_TUNABLES"
+
 
 @dataclass
 class Screening:
@@ -89,6 +91,8 @@ class Screening:
             for name in ("tcmalloc", "jemalloc"):
                 if preloaded(name, self.environ) and libraries.allocator not in {"auto", name}:
                     problem = f"LD_PRELOAD already holds {name}, which wins over --memory-allocator; unset it"
+            if libraries.allocator == "keep" and self.environ.get(KEEP_VARIABLE):
+                problem = f"{KEEP_VARIABLE} is set and wins over --memory-allocator keep; unset it"
             self._problems[libraries] = problem
         return self._problems[libraries]
 

@@ -67,7 +67,7 @@ def default_axes(offer: Offer, given: Collection[str]) -> list[Axis]:
         axes.append(Axis("instances", tuple(_shapes(offer.cores_of_nodes))))
     choices = {
         "use-logical-cores": (OFF, ON) if offer.smt else (),
-        "memory-allocator": ("default", *offer.allocators),
+        "memory-allocator": offer.allocators,
         "omp-runtime": ("default", "intel") if offer.intel_openmp else (),
         "dtype": ("float32", "bfloat16") if offer.optimizing and offer.bfloat16 else (),
     }
