@@ -262,6 +262,10 @@ class Piece:
         if not self.wins and self.losses >= PATIENCE:
             self._leave(module)
 
+    def is_hopeless(self) -> bool:
+        """Whether it lost often enough, or was given up."""
+        return isinstance(self.verdicts, _Never) or (not self.wins and self.losses >= PATIENCE)
+
     def _leave(self, module: nn.Module) -> None:
         if not self.shares_module:
             module.__dict__["_compiled_call_impl"] = None

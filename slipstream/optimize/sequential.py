@@ -18,7 +18,7 @@ from slipstream.optimize.convolution import ConvolutionPiece
 from slipstream.optimize.followers import Followers, fusable
 from slipstream.optimize.linear import LinearPiece
 from slipstream.optimize.options import Options
-from slipstream.optimize.piece import Piece
+from slipstream.optimize.piece import PATIENCE, Piece
 
 NORM_AFTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -64,6 +64,7 @@ class SequentialPiece:
         self.options = options
         self.arranged_for: list[int] = []
         self.rows: list[Row] = []
+        self.calls = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module()
@@ -76,10 +77,17 @@ class SequentialPiece:
                 if numbers != self.arranged_for:
                     self._arrange(module._modules)
                     self.arranged_for = numbers
-                if self.rows:
+                if self.rows and self._is_worth_it():
                     return self._through(members, x)
                 module.__dict__["_compiled_call_impl"] = None  # nothing to fuse: the members answer themselves
         return module._call_impl(*args, **kwargs)
+
+    def _is_worth_it(self) -> bool:
+        """Looked at now and then: whether a fused row has won, or may yet."""
+        self.calls += 1
+        return self.calls % PATIENCE > 0 or not all(
+            row.piece is None or row.piece.is_hopeless() for row in self.rows
+        )
 
     def _through(self, members: list[Any], x: Any) -> Any:
         start = 0
@@ -116,7 +124,9 @@ def find_row(members: list[Any], name: str, options: Options) -> Row:
     if not followers:
         return Row(1, None)
     make: Any = LinearPiece if type(first) is nn.Linear else ConvolutionPiece
-    return Row(1 + len(followers), make(first, name, options, Followers(norm, activation)))
+    piece = make(first, name, options, Followers(norm, activation))
+    piece.shares_module = True  # the layer also has a piece of its own, for when it is called by itself
+    return Row(1 + len(followers), piece)
 
 
 def _fits(layer: Any, norm: Any) -> bool:

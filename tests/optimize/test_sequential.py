@@ -6,6 +6,10 @@ import torch
 from judging import LIMIT, decisions, error
 from torch import nn
 
+from slipstream.autopatch.settings import Settings
+from slipstream.optimize import leaf_tier
+from slipstream.optimize.piece import PATIENCE
+
 
 def randomize(model):
     """Batch norms with statistics as after a training: fresh ones would hide a wrong fold."""
@@ -110,3 +114,12 @@ def test_a_change_is_seen_by_the_next_call(engine, change):
     got = model(x)
     assert error(got, wanted) < 1e-5
     assert error(got, before) > 1e-3
+
+
+@torch.no_grad()
+def test_rows_that_never_win_cost_nothing_in_the_end(clean):
+    leaf_tier.install(Settings(dtype="bfloat16"))
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4), nn.Tanh()).eval(), torch.randn(1, 8)
+    for _ in range(3 * PATIENCE):
+        assert torch.equal(model(x), model[3].forward(model[2].forward(model[0].forward(x).relu())))
+    assert [vars(module).get("_compiled_call_impl", 0) for module in (model, model[0], model[2])] == [None] * 3
