@@ -20,12 +20,16 @@ from pathlib import Path
 MEGABYTE = 1 << 20
 PAGE = mmap.PAGESIZE
 
+held: list[mmap.mmap] = []
+"""Memory that stays with the process to its end, where the launcher looks at it."""
+
 
 def main() -> None:
     words = arguments()
     if words.move_to:
         os.sched_setaffinity(0, {int(number) for number in words.move_to.split(",")})
-    weights = mapped(words.map_file) if words.map_file else None
+    if words.map_file:
+        held.append(mapped(words.map_file))
     seen = {
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "process": observed(words.megabytes),
@@ -37,7 +41,6 @@ def main() -> None:
     file.with_suffix(".part").write_text(json.dumps(seen))
     file.with_suffix(".part").rename(file)
     time.sleep(words.seconds)
-    del weights
 
 
 def arguments() -> argparse.Namespace:
@@ -54,6 +57,7 @@ def observed(megabytes: int = 8) -> dict[str, object]:
     """What the kernel says of the calling thread: its CPUs, one it ran on, and the policy and place of fresh pages."""
     memory = mmap.mmap(-1, megabytes * MEGABYTE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)  # interleaving goes by pages, so that even few megabytes show it
+    held.append(memory)
     for start in range(0, len(memory), PAGE):
         memory[start] = 1
     policy, pages = placed(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
