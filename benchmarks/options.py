@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from benchmarks import contestants
+from benchmarks.contest import contestants
 from slipstream.errors import UsageError
 
 MODELS = ("resnet50", "resnet50_b1", "mobilenet", "convnext", "vit", "bert", "bert_b1", "bertqa", "lstm")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ceilings, machine, progress, spread, tables
-from benchmarks.contestants import ALL, BASE, Contestant, environment, interpreter
+from benchmarks.contest.contestants import ALL, BASE, Contestant, environment, interpreter
+from benchmarks.contest.worker_process import WorkerFailed, WorkerProcess
 from benchmarks.options import ZooOptions
-from benchmarks.worker_process import WorkerFailed, WorkerProcess
 
 REST_S = 0.3  # another runtime's threads may go on spinning for 200 ms after its turn
 LOAD_TIMEOUT_S = 600.0  # torch.compile takes tens of seconds, minutes on a busy machine

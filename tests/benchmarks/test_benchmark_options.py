@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import cli, contestants, models, options, preparations
+from benchmarks import cli, options
+from benchmarks.contest import contestants, models, preparations
 
 WRONG = [
     [],

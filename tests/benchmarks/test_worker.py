@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.worker_process import WorkerFailed, WorkerProcess
+from benchmarks.contest.worker_process import WorkerFailed, WorkerProcess
 
 
 @pytest.fixture

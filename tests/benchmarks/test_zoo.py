@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import zoo
+from benchmarks.contest.worker_process import WorkerFailed
 from benchmarks.options import ZooOptions
-from benchmarks.worker_process import WorkerFailed
 
 MODES = ("eager-float32", "ipex-bfloat16", "ours-bfloat16")
 

@@ -35,7 +35,7 @@ class Worker:
     def load(self, *, model: str, prepare: str, dtype: str, threads: int, save: str) -> dict[str, Any]:
         import torch
 
-        from benchmarks import models, preparations
+        from benchmarks.contest import models, preparations
 
         self.unload()
         torch.set_num_threads(threads)
@@ -64,7 +64,7 @@ class Worker:
     def reference(self, *, model: str, save: str) -> dict[str, Any]:
         import torch
 
-        from benchmarks import models, preparations
+        from benchmarks.contest import models, preparations
 
         self._save(preparations.eager(*models.build(model), torch.float32, 0)(), save)
         return {}
@@ -78,7 +78,7 @@ class Worker:
     def _save(output: Any, path: str) -> None:
         import numpy
 
-        from benchmarks import preparations
+        from benchmarks.contest import preparations
 
         numpy.save(path, preparations.first_tensor(output).detach().float().numpy())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of `benchmarks.worker`: start it in an interpreter, ask, read the answer, stop it."""
+"""The other end of `benchmarks.contest.worker`: start it in an interpreter, ask, read the answer, stop it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import IO, Any
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class WorkerFailed(Exception):
@@ -21,7 +21,7 @@ class WorkerFailed(Exception):
 class WorkerProcess:
     """A running worker. One is asked at a time, so only one uses the machine."""
 
-    def __init__(self, python: str, environment: Mapping[str, str], *, module: str = "benchmarks.worker") -> None:
+    def __init__(self, python: str, environment: Mapping[str, str], *, module: str = "benchmarks.contest.worker") -> None:
         self._complaints: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed by stop()
         try:
             self._process = subprocess.Popen(

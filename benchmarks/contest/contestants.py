@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Contestant:
-    """``prepare`` names a function of `benchmarks.preparations`; ``engine`` an interpreter; ``codeless`` is ours."""
+    """``prepare`` names a function of `benchmarks.contest.preparations`; ``engine`` an interpreter; ``codeless`` is ours."""
 
     name: str
     prepare: str
