@@ -11,7 +11,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from slipstream.autopatch import activate, own_failures
+from slipstream.autopatch import activate, import_hook, own_failures
 from slipstream.autopatch.settings import Settings
 
 
@@ -31,6 +31,11 @@ PATCHES = (
         "slipstream.optimize.options:restore_matmul_precision",
     ),
     Patch("leaf tier", "slipstream.optimize.leaf_tier:install", "slipstream.optimize.leaf_tier:uninstall"),
+    Patch(
+        "transformers' layers",
+        "slipstream.autopatch.patches:await_transformers",
+        "slipstream.autopatch.import_hook:forget",
+    ),
     Patch("attention", "slipstream.optimize.attention:install", "slipstream.optimize.attention:uninstall"),
 )
 
@@ -65,6 +70,11 @@ def apply_activated() -> None:
 
     process_report.write_at_exit(settings)
     apply(settings)
+
+
+def await_transformers(_: Settings) -> None:
+    """transformers has a linear layer of its own, which is known as soon as it is imported."""
+    import_hook.after("transformers.pytorch_utils", "slipstream.optimize.leaf_tier:know_transformers")
 
 
 def _resolve(function: str) -> Any:

@@ -9,6 +9,7 @@ loses its ``forward`` or ``__call__``; modules that are no leaves pay nothing; a
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any
 
@@ -20,7 +21,7 @@ from slipstream.kernels import native
 from slipstream.optimize import dropout, gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.convolution import ConvolutionPiece
-from slipstream.optimize.linear import LinearPiece
+from slipstream.optimize.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.lstm import LstmPiece
 from slipstream.optimize.options import Options, set_up
 from slipstream.optimize.sequential import NORM_AFTER, SequentialPiece
@@ -83,11 +84,22 @@ def uninstall() -> None:
 
 def open_slots() -> None:
     """Put the descriptor into the leaf classes; twice does no harm."""
+    know_transformers()
     packs.watch_data()
     gates.stand_aside_in_trace_checks()
     for leaf in PIECES:
         if SLOT not in leaf.__dict__:
             setattr(leaf, SLOT, _Slot())
+
+
+def know_transformers() -> None:
+    """Add transformers' own linear layer to the leaf classes, once transformers is there."""
+    file = sys.modules.get("transformers.pytorch_utils")
+    layer = getattr(file, "Conv1D", None)
+    if layer is not None and layer not in PIECES:
+        PIECES[layer] = TransposedLinearPiece
+        if any(isinstance(leaf.__dict__.get(SLOT), _Slot) for leaf in PIECES):
+            setattr(layer, SLOT, _Slot())
 
 
 def adopt(module: nn.Module, name: str, options: Options) -> Any:

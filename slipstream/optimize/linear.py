@@ -24,6 +24,7 @@ def onednn_has_bfloat16() -> bool:
 
 class LinearPiece(Piece):
     act = "packed linear"
+    depth_axis = 1
 
     def __init__(
         self, module: nn.Linear, name: str, options: Options, followers: Followers | None = None
@@ -56,7 +57,7 @@ class LinearPiece(Piece):
             return "input, weight and bias differ in dtype"
         if weight.dtype not in (torch.float32, torch.bfloat16):
             return f"no kernel for {weight.dtype}"
-        if weight.dim() != 2 or weight.shape[1] != self.depth:
+        if weight.dim() != 2 or weight.shape[self.depth_axis] != self.depth:
             return "the weight has another shape than its layer"
         dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
         if not native.available() and dtype == torch.float32:
@@ -84,7 +85,8 @@ class LinearPiece(Piece):
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors
         assert weight is not None
-        weight, shift = self.followers.fold(weight.detach(), bias, tuple(rest))
+        rows = weight.detach() if self.depth_axis else weight.detach().t()
+        weight, shift = self.followers.fold(rows, bias, tuple(rest))
         if native.available():
             packed = kernel.pack(weight, dtype=dtype)
             return (packed, shift), packed.data.numel() * packed.data.element_size()
@@ -119,3 +121,23 @@ class LinearPiece(Piece):
 
     def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return self.followers.apply(module.forward(x))
+
+
+class TransposedLinearPiece(LinearPiece):
+    """transformers' `Conv1D`, a linear layer with its weight as [in, out]: GPT-2 and its relatives are made of it."""
+
+    act = "packed linear (Conv1D)"
+    depth_axis = 0
+
+    def __init__(self, module: Any, name: str, options: Options) -> None:
+        Piece.__init__(self, module, name, options)
+        self.followers = Followers()
+        self.depth, self.width = module.weight.shape
+
+    def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
+        return super().size_of(module, x) if x.is_contiguous() else None  # the original's `view` may refuse it
+
+    def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        weight, bias = tensors
+        assert weight is not None and bias is not None
+        return torch.addmm(bias, x.reshape(-1, self.depth), weight).reshape(*x.shape[:-1], self.width)
