@@ -38,6 +38,9 @@ CACHE = "SLIPSTREAM_CACHE"
 PLAN = "SLIPSTREAM_PLAN"
 """Set by the launcher: the instance that this process belongs to, as JSON (index, cpus, nodes, threads)."""
 
+RANK_STREAMS = "SLIPSTREAM_RANK_STREAMS"
+"""Set by the launcher for ranks: the folder with the named pipes that take each rank's output to it."""
+
 PRELOAD_BEFORE = "SLIPSTREAM_PRELOAD_BEFORE"
 """Set by the launcher where it preloads a library: what LD_PRELOAD was, so that child programs get just that."""
 

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from slipstream import env
 from slipstream.errors import PlanError
 from slipstream.launcher import environment, report
 from slipstream.launcher.options import LaunchOptions, Placement
-from slipstream.launcher.plan import LaunchPlan, make_plan
+from slipstream.launcher.plan import Instance, LaunchPlan, make_plan
 from slipstream.launcher.preload import choose_preload
 from slipstream.launcher.process import binder
 from slipstream.runtime.cpu_list import format_cpu_list
@@ -43,10 +43,6 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     for warning in plan.warnings:
         say(f"warning: {warning}")
     _check_still_fits(plan, topology)
-    if plan.command:
-        from slipstream.launcher import distributed
-
-        plan = replace(plan, instances=(distributed.as_one_instance(plan),))
     return _run(plan, options, environ, say, command)
 
 
@@ -78,9 +74,7 @@ def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]
     plan, variables = _placed(options, topology)
     preload = replace(preload, variables=(*preload.variables, *variables))
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
-    around = environment.Surroundings(
-        environ, preload, words, buffered=bool(options.distributed.nnodes) or not _needs_pipes(plan, options)
-    )
+    around = environment.Surroundings(environ, preload, words, buffered=not _needs_pipes(plan, options))
     instances = tuple(environment.equip(one, options, around) for one in plan.instances)
     more = (*preload.warnings, *warnings, *environment.overridden(instances[0], environ))
     plan = replace(plan, instances=instances, warnings=(*plan.warnings, *more), decisions=preload.decisions)
@@ -149,36 +143,59 @@ def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], s
     watch = Watch(plan, options.running, piped=_needs_pipes(plan, options), say=say, command=command)
     if watch.logs is not None:
         watch.logs.note(report.plan_as_text(plan, None))
-    folder = tempfile.mkdtemp(prefix="slipstream-report-") if options.running.report else ""
-    supervisor = Supervisor(
-        plan.instances,
-        options.running,
-        environ={**environ, env.REPORT_DIR: folder} if folder else environ,
-        router=watch.router(),
-        say=watch.say,
-        bind=_binds_itself(plan, options),
-        ticks=(Tick(CHECK_SECONDS, watch.check), Tick(1.0, watch.sample)),
-    )
-    try:
+    wants_report = bool(options.running.report)
+    with _temporary_folder(needed=wants_report or bool(plan.command)) as folder:
+        instances, sources = _starts(plan, folder, piped=_needs_pipes(plan, options))
+        supervisor = Supervisor(
+            instances,
+            options.running,
+            environ={**environ, env.REPORT_DIR: folder} if wants_report else environ,
+            router=watch.router(),
+            say=watch.say,
+            bind=_binds_itself(plan, options),
+            ticks=(Tick(CHECK_SECONDS, watch.check), Tick(1.0, watch.sample)),
+            sources=sources,
+        )
         watch.start()
         try:
             code = supervisor.run()
         finally:
             watch.stop(supervisor.jobs)
-        if folder:
-            merged = report.merged_report(plan, folder, instances=_ends(supervisor.jobs), extra=watch.findings(supervisor.jobs))
+        if wants_report:
+            ends = _ends(supervisor.jobs, plan)
+            merged = report.merged_report(plan, folder, instances=ends, extra=watch.findings(supervisor.jobs))
             report.write_report(merged, options.running.report)
         elif len(plan.instances) > 1:
             _sum_up(watch.metrics.as_dicts(), say)
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
     return code
 
 
-def _ends(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """How each instance ended, for the report."""
-    return [
+def _temporary_folder(*, needed: bool) -> AbstractContextManager[str]:
+    """Its name; most runs need none, and start without one where nothing can be written."""
+    if not needed:
+        return nullcontext("")
+    import tempfile
+
+    return tempfile.TemporaryDirectory(prefix="slipstream-", ignore_cleanup_errors=True)
+
+
+def _starts(plan: LaunchPlan, folder: str, *, piped: bool) -> tuple[Sequence[Instance], Sequence[tuple[FileIO, int, int]]]:
+    """What to start, and pipes to read besides: for ranks, their starter and a pipe for each."""
+    if not plan.command:
+        return plan.instances, ()
+    from slipstream.launcher import distributed
+    from slipstream.launcher.process.rank_streams import open_pipes
+
+    starter = distributed.as_one_instance(plan)
+    if not piped:
+        return (starter,), ()
+    variables = {**starter.environment, env.RANK_STREAMS: folder}
+    return (replace(starter, environment=variables),), open_pipes(folder, len(plan.instances))
+
+
+def _ends(jobs: Sequence[Job], plan: LaunchPlan) -> list[dict[str, Any]]:
+    """How each instance ended, for the report; of ranks, what their starter said."""
+    ends: list[dict[str, Any]] = [
         {
             "index": job.instance.index,
             "pid": job.process.pid,
@@ -189,6 +206,9 @@ def _ends(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         }
         for job in jobs
     ]
+    if plan.command:
+        return [{**ends[0], "index": rank.index, "argv": list(rank.argv)} for rank in plan.instances]
+    return ends
 
 
 def _sum_up(figures: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:

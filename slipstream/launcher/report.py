@@ -152,6 +152,7 @@ def merged_report(plan: LaunchPlan, folder: str, *, instances: Sequence[Mapping[
     seen = {process.get("pid") for process in processes}
     for one in instances:
         if one["pid"] not in seen:
+            seen.add(one["pid"])
             processes.append({"pid": one["pid"], "argv": one["argv"], "instance": one["index"], "decisions": []})
     decisions = [decision.as_dict() for decision in plan.decisions]
     decisions += [decision for one in instances for decision in one["decisions"]]

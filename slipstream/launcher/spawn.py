@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 
 from slipstream.decision import Decision
 from slipstream.launcher.options import Running
@@ -63,7 +64,11 @@ def shell_code(returncode: int) -> int:
 
 
 class Supervisor:
-    """One run of a plan. ``router`` None: the single instance has the launcher's own streams."""
+    """One run of a plan. ``router`` None: the single instance has the launcher's own streams.
+
+    ``sources`` are further pipes to be read, as (file, index, stream): then what is started here keeps the
+    launcher's own streams, and the output proper comes through these.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class Supervisor:
         say: Callable[[str], None],
         bind: bool = True,
         ticks: Sequence[Tick] = (),
+        sources: Sequence[tuple[FileIO, int, int]] = (),
     ) -> None:
         self.jobs: list[Job] = []
         self._instances = instances
@@ -85,6 +91,9 @@ class Supervisor:
         self._bind = bind
         self._ticks = [(tick, time.monotonic() + tick.first) for tick in ticks]
         self._selector = selectors.DefaultSelector()
+        self._sources = sources
+        for file, index, stream in sources:
+            self._selector.register(file, selectors.EVENT_READ, (index, stream))
         self._kill_at: float | None = None
         self._stopping = False
         self._first_failure = 0
@@ -117,7 +126,7 @@ class Supervisor:
         several = len(self._instances) > 1
         self._owns_terminal = not several and terminal.is_ours()
         for instance in self._instances:
-            pipe = subprocess.PIPE if self._router is not None else None
+            pipe = subprocess.PIPE if self._router is not None and not self._sources else None
             stdin = subprocess.DEVNULL if several and os.isatty(STDIN) else None
             process, decisions = child.start(
                 instance,

@@ -122,8 +122,20 @@ def test_ranks_under_torchrun(launcher, script):
     path = script(ALL_REDUCE)
     ended = launcher("--nnodes", 1, "--nprocs-per-node", 2, "--master-port", next(PORTS), path)
     half = len(ALLOWED) // 2
-    expected = [f"{rank}/2 3.0 {ALLOWED[rank * half : (rank + 1) * half]} {half}" for rank in (0, 1)]
+    expected = [f"[{rank}] {rank}/2 3.0 {ALLOWED[rank * half : (rank + 1) * half]} {half}" for rank in (0, 1)]
     assert sorted(ended.stdout.splitlines()) == expected, ended.stderr
+
+
+@two_cpus
+def test_figures_of_ranks_are_summed(launcher, script, tmp_path):
+    report = tmp_path / "report.json"
+    words = ["--nnodes", 1, "--nprocs-per-node", 2, "--master-port", next(PORTS), "--report", report]
+    ended = launcher(*words, "--log-dir", tmp_path / "logs", script("print('throughput: 2.5 samples/s')"))
+    assert sorted(ended.stdout.splitlines()) == [f"[{rank}] throughput: 2.5 samples/s" for rank in (0, 1)]
+    content = json.loads(report.read_text())
+    assert content["metrics"][0]["total"] == 5
+    assert [one["exit_code"] for one in content["instances"]] == [0, 0]
+    assert len(list((tmp_path / "logs").glob("*_instance_?_*.log"))) == 2
 
 
 def test_a_failing_rank_fails_the_job(launcher, script):
@@ -198,7 +210,8 @@ def test_ranks_under_mpiexec(launcher, script):
     ended = launcher(*words, script(ALL_REDUCE))
     half = len(ALLOWED) // count
     total = sum(range(1, count + 1))
-    expected = [f"{r}/{count} {total:.1f} {ALLOWED[r * half : (r + 1) * half]} {half}" for r in range(count)]
+    prefixes = [f"[{rank}] " if count > 1 else "" for rank in range(count)]
+    expected = [f"{prefixes[r]}{r}/{count} {total:.1f} {ALLOWED[r * half : (r + 1) * half]} {half}" for r in range(count)]
     assert sorted(ended.stdout.splitlines()) == expected, ended.stderr
 
 

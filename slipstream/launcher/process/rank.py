@@ -16,6 +16,7 @@ from typing import Any
 from slipstream import env
 from slipstream.launcher.plan import Instance
 from slipstream.launcher.process.child import PR_SET_PDEATHSIG, bind_cpus
+from slipstream.launcher.process.rank_streams import take_pipes
 
 LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_LOCAL_RANK")
 """torchrun; MPICH and Intel MPI; Open MPI; Slurm's PMI."""
@@ -30,6 +31,7 @@ def main(words: list[str]) -> None:
     mine = ranks[local]
     # The starter puts each rank into a session of its own: it is out of reach of whoever cleans up the starter.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    take_pipes(local)
     instance = Instance(local, tuple(mine["cpus"]), (), len(mine["cpus"]))
     decision = bind_cpus(instance)
     if not decision.taken:
