@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slipstream tune`: search launch configurations and print the winning command line. Being written by the tune engineer.
+"""`slipstream tune`: search launch configurations and print the winning command line.
 
 Values flow: `request` (what was asked) → `space`, `screening` (what may be tried) → `search` (what is tried, pure) →
-`result`, `plot`. Effects are behind `trial.Runner`: `launch_trial` starts ipexrun, `record` keeps what it saw.
+`verdict` → `show`. Effects are behind `trial.Runner`: `launch_trial` starts ipexrun, `record` keeps what it saw.
 """

@@ -16,15 +16,15 @@ from slipstream.launcher import environment
 from slipstream.launcher.options import LaunchOptions, launch_options
 from slipstream.launcher.plan import make_plan
 from slipstream.launcher.preload import BestAllocator
-from slipstream.launcher.tune import result
 from slipstream.launcher.tune.hypertune_file import HypertuneFile, read_hypertune_file
 from slipstream.launcher.tune.launch_trial import LaunchedRunner
 from slipstream.launcher.tune.offer import Offer, read_offer
-from slipstream.launcher.tune.progress import progress
 from slipstream.launcher.tune.record import Record, RecordedRunner
 from slipstream.launcher.tune.request import COMMAND, Request, parse_request
 from slipstream.launcher.tune.screening import Screening
 from slipstream.launcher.tune.search import Search, Settings
+from slipstream.launcher.tune.show import result
+from slipstream.launcher.tune.show.progress import progress
 from slipstream.launcher.tune.space import SHORT, Axis, asked_axes, enumerate_space
 from slipstream.launcher.tune.trial import Configuration
 from slipstream.launcher.tune.verdict import judge

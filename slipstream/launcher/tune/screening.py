@@ -22,11 +22,14 @@ KEEP_VARIABLE = "GLIBC_TUNABLES"
 
 @dataclass
 class Screening:
-    """``keep`` gives back what can be tried; ``decisions`` say what else there was and why it is not tried."""
+    """``keep`` gives back what can be tried; ``decisions`` say what else there was and why it is not tried.
+
+    ``callers`` are the caller's variables, which may win over a flag.
+    """
 
     topology: Topology
     line: CommandLine
-    environ: Mapping[str, str]
+    callers: Mapping[str, str]
     _plans: dict[Placement, LaunchPlan | str] = field(default_factory=dict)
     _problems: dict[Libraries, str] = field(default_factory=dict)
     _refused: dict[str, list[Configuration]] = field(default_factory=dict)
@@ -86,12 +89,12 @@ class Screening:
     def _problem(self, libraries: Libraries) -> str:
         """Why these libraries would not be what runs: the launcher goes on without a missing one, a search must not."""
         if libraries not in self._problems:
-            chosen = choose_preload(libraries, self.environ)
+            chosen = choose_preload(libraries, self.callers)
             problem = "; ".join(chosen.warnings)
             for name in ("tcmalloc", "jemalloc"):
-                if preloaded(name, self.environ) and libraries.allocator not in {"auto", name}:
+                if preloaded(name, self.callers) and libraries.allocator not in {"auto", name}:
                     problem = f"LD_PRELOAD already holds {name}, which wins over --memory-allocator; unset it"
-            if libraries.allocator == "keep" and self.environ.get(KEEP_VARIABLE):
+            if libraries.allocator == "keep" and self.callers.get(KEEP_VARIABLE):
                 problem = f"{KEEP_VARIABLE} is set and wins over --memory-allocator keep; unset it"
             self._problems[libraries] = problem
         return self._problems[libraries]

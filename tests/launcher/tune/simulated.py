@@ -4,8 +4,8 @@
 import itertools
 
 from slipstream.launcher.tune.objective import parse_objective
-from slipstream.launcher.tune.progress import Silent
 from slipstream.launcher.tune.search import Search, Settings
+from slipstream.launcher.tune.show.progress import Silent
 from slipstream.launcher.tune.trial import DONE, FAILED, FIRST_TIMES, LIMIT, Configuration, Figure, Outcome
 
 CRASH, HANG, SILENT = "crash", "hang", "silent"

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 from simulated import CRASH, Simulated, latency, search, space, throughput
 
-from slipstream.launcher.tune.plot import plot
-from slipstream.launcher.tune.result import command_line, print_table, write_files
+from slipstream.launcher.tune.show.plot import plot
+from slipstream.launcher.tune.show.result import command_line, print_table, write_files
 from slipstream.launcher.tune.verdict import judge
 
 SPACE = space(ninstances=(1, 2, 4), use_logical_cores=("off", "on"))

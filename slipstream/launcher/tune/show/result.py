@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from slipstream.decision import Decision
 from slipstream.errors import UsageError
-from slipstream.launcher.tune.plot import plot
+from slipstream.launcher.tune.show.plot import plot
 from slipstream.launcher.tune.trial import Configuration
 from slipstream.launcher.tune.verdict import Standing, Verdict
 
