@@ -59,11 +59,20 @@ def make_plan(topology: Topology, placement: Placement) -> LaunchPlan:
         cpus = _without_siblings(cpus, placement, left_out)
     cores = _within_quota(_cores(cpus), topology, placement, left_out, notes)
     placement = _mode_applied(cores, placement, notes)
-    allotted = allotment.allot(cores, placement)
+    try:
+        allotted = allotment.allot(cores, placement)
+    except PlanError as error:
+        raise PlanError(f"{error}{_what_is_out_of_reach(left_out)}") from error
     instances = [_instance(index, members, cpus, topology, placement) for index, members in enumerate(allotted)]
     _explain_rest(instances, cores, allotted, placement, left_out)
     notes += _crossings(instances, placement)
     return LaunchPlan(_only(instances, placement.instance_idx), tuple(left_out), tuple(notes))
+
+
+def _what_is_out_of_reach(left_out: list[LeftOut]) -> str:
+    """Why the machine is smaller than it looks, where it is."""
+    limits = [item for item in left_out if item.reason.startswith(("outside", "beyond", "offline", "for the other"))]
+    return "".join(f" (CPUs {format_cpu_list(item.cpus)}: {item.reason})" for item in limits)
 
 
 def _asked_for(topology: Topology, placement: Placement, left_out: list[LeftOut]) -> list[Cpu]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans by worked example: those of older launchers that hold, and those where they were wrong and we differ."""
 
+from dataclasses import replace
+
 import pytest
 from machines import (
     CLOSE_CLOCKS,
@@ -26,6 +28,9 @@ from machines import (
 )
 
 from slipstream.errors import PlanError, UsageError
+from slipstream.launcher.options import Placement
+from slipstream.launcher.plan import make_plan
+from slipstream.launcher.topology_file import parse_lscpu
 
 KEPT = [
     (T1, "", "0-55"),
@@ -214,3 +219,16 @@ def test_an_instance_does_not_cross_a_cache_when_asked():
     assert cpus(plan(machine, "--ncores-per-instance 2 --ninstances 3")) == sets("0-1 | 3-4 | 6-7")
     assert cpus(plan(machine, "--ncores-per-instance 1 --ninstances 3")) == sets("0 | 3 | 6")
     assert cpus(plan(machine, "--ncores-per-instance 1 --ninstances 4 --strategy close")) == sets("0 | 1 | 2 | 3")
+
+
+def test_a_quota_takes_whole_cores_of_one_node_and_says_so():
+    topology = replace(parse_lscpu(T1), quota=6.5)
+    made = make_plan(topology, Placement(nodes_list=(1,)))
+    assert cpus(made) == sets("28-33")
+    assert any("CPU quota of 6.5" in item.reason for item in made.left_out)
+    assert cpus(make_plan(topology, Placement(use_logical_cores=True))) == sets("0-2,56-58")
+    with pytest.raises(PlanError, match=r"at most 6 .*CPU quota of 6.5"):
+        make_plan(topology, Placement(ninstances=7))
+    listed = make_plan(topology, Placement(cores_list=tuple(range(10))))
+    assert cpus(listed) == sets("0-9")
+    assert "expect throttling" in listed.warnings[0]

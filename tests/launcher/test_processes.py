@@ -148,6 +148,9 @@ def test_callers_mask_is_kept(launcher, script):
     refused = launcher("--cores-list", ALLOWED[0], script(SAY_CPUS), prefix=["taskset", "-c", str(last)])
     assert refused.returncode == 2
     assert "outside the caller's affinity mask" in refused.stderr
+    refused = launcher("--ninstances", 2, script(SAY_CPUS), prefix=["taskset", "-c", str(last)])
+    assert refused.returncode == 2
+    assert "outside the caller's affinity mask" in refused.stderr
 
 
 def test_binding_needs_no_program(launcher, script, tmp_path):
