@@ -27,6 +27,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
 TIMED_OUT = 124  # timeout(1) ends so
 STDIN, STDOUT, STDERR = 0, 1, 2
+READ_SIZE = 1 << 16
+MOST_READS_AT_END = 32
+"""Times READ_SIZE: twice the 1 MB that a pipe may hold. What a process left behind goes on to write is not waited for."""
 
 
 @dataclass
@@ -183,7 +186,7 @@ class Supervisor:
         index, stream = key.data
         assert self._router is not None
         try:
-            data = os.read(key.fd, 1 << 16)
+            data = os.read(key.fd, READ_SIZE)
         except BlockingIOError:
             return False
         if data:
@@ -204,8 +207,9 @@ class Supervisor:
     def _drain(self) -> None:
         """What is still in the pipes once all instances have ended. Their own children may hold them open."""
         for key in [key for key in self._selector.get_map().values() if key.data]:
-            while self._forward(key):
-                pass
+            for _ in range(MOST_READS_AT_END):
+                if not self._forward(key):
+                    break
         for key in [key for key in self._selector.get_map().values() if key.data]:
             self._close(key)
 

@@ -356,6 +356,34 @@ def test_a_reader_that_leaves_ends_the_writer(started, script):
     assert process.wait(20) != 0
 
 
+def test_logs_go_on_when_the_reader_of_the_console_leaves(started, script, tmp_path):
+    path = script("for number in range(3000): print('x' * 1000, number, flush=True)")
+    process = started("--log-dir", tmp_path / "logs", path)
+    assert process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    assert process.wait(30) == 0
+    (log,) = (tmp_path / "logs").glob("*_instance_0_*.log")
+    assert log.read_text().endswith(" 2999\n")
+
+
+def test_what_a_left_behind_process_writes_is_not_waited_for(launcher, script):
+    path = script(
+        """
+        import os, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            try:
+                while True:
+                    os.write(1, b"y\\n")
+            except OSError:
+                os._exit(0)
+        """
+    )
+    ended = launcher("--report", "-", path)
+    assert ended.returncode == 0 and "instances" in ended.stdout
+
+
 def test_plan_as_json_runs_again_when_edited(launcher, script, tmp_path):
     path = script("import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[1:])")
     planned = json.loads(launcher("--plan", "json", path, "a b").stdout)

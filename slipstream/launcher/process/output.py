@@ -104,7 +104,12 @@ class Router:
             self._logs.write(index, data)
         if self._listeners:
             self._tell(index, self._lines.setdefault((index, stream), Lines()).feed(data))
-        self.console.write(index, stream, data)
+        try:
+            self.console.write(index, stream, data)
+        except BrokenPipeError:
+            if self._logs is None:
+                raise
+            self.console = Quiet()  # the reader of the console left; the logs go on
 
     def end(self, index: int, stream: int) -> None:
         self._tell(index, self._lines.pop((index, stream), Lines()).end())
