@@ -35,11 +35,11 @@ class Pack:
         self.life = life
         self.valid = True
 
-    def fits(self, *tensors: torch.Tensor | None) -> bool:
-        """Whether it was made from just these tensors, as they are now."""
+    def fits(self, tensors: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether it was made from the first of these tensors, as many as it has stamps, as they are now."""
         if not self.valid:
             return False
-        for (source, version, pointer), tensor in zip(self.stamps, tensors, strict=True):
+        for (source, version, pointer), tensor in zip(self.stamps, tensors, strict=False):
             if source is not tensor:
                 return False
             if tensor is not None and (version != tensor._version or pointer != tensor.data_ptr()):
@@ -88,7 +88,7 @@ def refusal(*tensors: torch.Tensor | None) -> str | None:
 def find(kind: Any, *tensors: torch.Tensor | None) -> Pack | None:
     """A valid pack of this kind made from these tensors, perhaps by another module that shares them."""
     pack = _packs.get((id(tensors[0]), kind))
-    return pack if pack is not None and pack.fits(*tensors) else None
+    return pack if pack is not None and pack.fits(tensors) else None
 
 
 def keep(kind: Any, content: Any, size: int, *tensors: torch.Tensor | None) -> Pack:

@@ -77,7 +77,7 @@ class Piece:
         raise NotImplementedError
 
     def sources(self, tensors: Tensors) -> Tensors:
-        """Those of the tensors that the packed weights are made from."""
+        """Those of the tensors, from the first on, that the packed weights are made from."""
         return tensors[:1]
 
     def variant(self) -> Hashable:
@@ -128,7 +128,7 @@ class Piece:
             if recorded and size not in self.heavy:
                 return None
             pack = self.pack
-            if pack is None or not pack.fits(*self.sources(tensors)):
+            if pack is None or not pack.fits(tensors):
                 pack = self._pack_again(module, x, tensors)
                 if pack is None:
                     return None
