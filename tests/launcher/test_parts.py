@@ -268,6 +268,13 @@ def test_the_last_value_counts_and_the_spread_is_between_instances():
     assert [value for _, value in figure["series"][0]] == [1, 90]
 
 
+def test_endless_lines_and_numbers_do_no_harm():
+    metrics = Metrics()
+    metrics.listen(0, "a" * 1_000_000 + " 5 it/s")
+    metrics.listen(0, "throughput: 1e999")
+    assert [figure["total"] for figure in metrics.as_dicts()] == [5]
+
+
 def test_threads_of_this_process_are_checked():
     here = Instance(0, tuple(ALLOWED), (0,), len(ALLOWED))
     assert verify.check_threads(here, os.getpid()).taken

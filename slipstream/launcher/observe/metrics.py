@@ -6,6 +6,7 @@ Rates are summed, times are averaged. The spread between instances is shown: one
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ DEFAULT_PATTERNS = (
 )
 TIMES = re.compile(r"latency|time|seconds$|_ms$|p\d\d", re.IGNORECASE)
 LONGEST_SERIES = 500
+LONGEST_TEXT = 500
+"""Only the end of a longer line is looked at: on a megabyte of letters the patterns would take minutes."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Metrics:
     def listen(self, index: int, text: str) -> None:
         if not self._patterns:
             self._patterns = [re.compile(pattern) for pattern in self._texts]
-        found = list(self._found_in(text))
+        found = list(self._found_in(text[-LONGEST_TEXT:]))
         for name, unit, value in found:
             figure = self._figures.setdefault(name, Figure(name, unit))
             figure.add(index, value, time.monotonic() - self._start)
@@ -97,6 +100,8 @@ class Metrics:
                 try:
                     value = float(groups["value"].replace("_", ""))
                 except ValueError:  # a pattern of the user's whose value is no number
+                    continue
+                if not math.isfinite(value):  # JSON has no word for it
                     continue
                 taken.append((start, end))
                 unit = groups.get("unit") or ""
