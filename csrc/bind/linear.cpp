@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../isa/level.h"
+#include "element.h"
 #include "partition.h"
 #include "scratch.h"
 #include "tensor_rows.h"
@@ -14,21 +15,6 @@ namespace {
 // Multiplications below which a second thread costs more than it brings (waking a team takes about 5 us; a core does about
 // 100 multiplications a nanosecond).
 constexpr int64_t kWorthAThread = 250'000;
-
-uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-float to_float(const void* data, ElementType type, int64_t index) {
-  if (type == ElementType::float32) return static_cast<const float*>(data)[index];
-  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(data)[index]) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels/attention_call.h"
+#include "../kernels/convolution_call.h"
 #include "../kernels/linear.h"
 
 namespace slipstream {
@@ -15,6 +16,9 @@ struct KernelTable {
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   size_t (*attention_scratch)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
+  void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);
+  void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
+  void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;

@@ -21,7 +21,7 @@ static_assert(kPanelColumns % kStripColumns == 0, "a panel is a whole number of 
 // Half of a 1 MiB second-level cache for x; a panel and y's lines take the rest.
 constexpr int64_t kBlockBytes = 512 * 1024;
 
-enum class Step { dot_bf16, widen_bf16, float32 };
+enum class Step { dot_bf16, widen_bf16, widen_both, float32 };  // widen_both: x is kept in bfloat16 too
 
 // Elements of x that one step of depth takes, and the type in which x is kept in scratch memory.
 template <Step step>
@@ -29,13 +29,16 @@ struct StepOf {
   static constexpr int64_t depth = step == Step::float32 ? 1 : 2;
   using X = float;
 };
-#ifdef SLIPSTREAM_DOT_BF16
 template <>
 struct StepOf<Step::dot_bf16> {
   static constexpr int64_t depth = 2;
   using X = uint16_t;
 };
-#endif
+template <>
+struct StepOf<Step::widen_both> {
+  static constexpr int64_t depth = 2;
+  using X = uint16_t;
+};
 
 // One step: sums[r][v] += x[r][k ...] * w[k ...][v]. w points at this step's kPanelColumns * depth elements.
 template <Step step, int rows>
@@ -54,7 +57,7 @@ SLIPSTREAM_INLINE void multiply_step(Vec (&sums)[rows][kStripVectors], const typ
       for (int v = 0; v < kStripVectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
     }
 #endif
-  } else if constexpr (step == Step::widen_bf16) {
+  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both) {
     Vec first[kStripVectors], second[kStripVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kStripVectors; ++v) {
@@ -64,7 +67,17 @@ SLIPSTREAM_INLINE void multiply_step(Vec (&sums)[rows][kStripVectors], const typ
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vec x0 = broadcast(x[r * x_stride]), x1 = broadcast(x[r * x_stride + 1]);
+      Vec x0, x1;
+      if constexpr (step == Step::widen_both) {
+        uint32_t pair;
+        __builtin_memcpy(&pair, x + r * x_stride, sizeof pair);
+        const VecU pairs = pair - VecU{};
+        x0 = reinterpret_cast<Vec>(pairs << 16);
+        x1 = reinterpret_cast<Vec>(pairs & 0xffff0000u);
+      } else {
+        x0 = broadcast(x[r * x_stride]);
+        x1 = broadcast(x[r * x_stride + 1]);
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < kStripVectors; ++v) sums[r][v] += x0 * first[v];
 #pragma GCC unroll 4

@@ -22,32 +22,20 @@ SLIPSTREAM_INLINE Vec load_element(const void* data, ElementType type, int64_t i
 }
 
 // Fewer than a register's worth: the missing lanes are zero.
-inline Vec load_element_partly(const void* data, ElementType type, int64_t index, int64_t count) {
-  Vec v{};
-  for (int64_t i = 0; i < count; ++i) {
-    if (type == ElementType::float32) {
-      v[i] = static_cast<const float*>(data)[index + i];
-    } else {
-      const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(data)[index + i]) << 16;
-      float value;
-      __builtin_memcpy(&value, &bits, sizeof value);
-      v[i] = value;
-    }
-  }
-  return v;
+SLIPSTREAM_INLINE Vec load_element_partly(const void* data, ElementType type, int64_t index, int64_t count) {
+  return type == ElementType::float32 ? load_first(static_cast<const float*>(data) + index, count)
+                                      : load_first(static_cast<const uint16_t*>(data) + index, count);
 }
 
-inline void store_element_partly(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
+SLIPSTREAM_INLINE void store_element_partly(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
   if (type == ElementType::float32) {
-    for (int64_t i = 0; i < count; ++i) static_cast<float*>(data)[index + i] = v[i];
+    store_first(static_cast<float*>(data) + index, count, v);
   } else {
-    uint16_t halves[kWidth];
-    store(halves, v);
-    for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(data)[index + i] = halves[i];
+    store_first(static_cast<uint16_t*>(data) + index, count, v);
   }
 }
 
-inline void store_element(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
+SLIPSTREAM_INLINE void store_element(void* data, ElementType type, int64_t index, int64_t count, Vec v) {
   if (count < kWidth) {
     store_element_partly(data, type, index, count, v);
   } else if (type == ElementType::float32) {

@@ -20,10 +20,12 @@
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
+#include "../kernels/convolution.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
 const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation, amx::transpose,
-    amx::attention_scratch, amx::attention};
+    amx::attention_scratch, amx::attention,
+    amx::gather_image, amx::convolution, amx::depthwise};
 }  // namespace slipstream
 #endif

@@ -3,6 +3,7 @@
 #include "../isa/table.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,prefer-vector-width=512")
 
 #define SLIPSTREAM_LEVEL avx512
@@ -15,9 +16,11 @@
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
+#include "../kernels/convolution.h"
 
 namespace slipstream {
 const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation, avx512::transpose,
-    avx512::attention_scratch, avx512::attention};
+    avx512::attention_scratch, avx512::attention,
+    avx512::gather_image, avx512::convolution, avx512::depthwise};
 }  // namespace slipstream
 #endif

@@ -12,8 +12,10 @@
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
+#include "../kernels/convolution.h"
 
 namespace slipstream {
 const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation, baseline::transpose,
-    baseline::attention_scratch, baseline::attention};
+    baseline::attention_scratch, baseline::attention,
+    baseline::gather_image, baseline::convolution, baseline::depthwise};
 }  // namespace slipstream

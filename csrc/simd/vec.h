@@ -57,6 +57,46 @@ SLIPSTREAM_INLINE void store(uint16_t* p, Vec v) {
 #endif
 }
 
+// The first `count` elements only; the other lanes are zero, and their memory is not touched.
+SLIPSTREAM_INLINE Vec load_first(const float* p, int64_t count) {
+#if SLIPSTREAM_WIDTH == 16
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#else
+  Vec v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+SLIPSTREAM_INLINE Vec load_first(const uint16_t* p, int64_t count) {
+#if SLIPSTREAM_WIDTH == 16
+  const VecH half = reinterpret_cast<VecH>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
+#else
+  VecH half{};
+  for (int64_t i = 0; i < count; ++i) half[i] = p[i];
+#endif
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, VecU) << 16);
+}
+
+SLIPSTREAM_INLINE void store_first(float* p, int64_t count, Vec v) {
+#if SLIPSTREAM_WIDTH == 16
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+SLIPSTREAM_INLINE void store_first(uint16_t* p, int64_t count, Vec v) {
+  uint16_t halves[kWidth];
+  store(halves, v);
+#if SLIPSTREAM_WIDTH == 16
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1),
+                           reinterpret_cast<__m256i>(*reinterpret_cast<const VecHInMemory*>(halves)));
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = halves[i];
+#endif
+}
+
 SLIPSTREAM_INLINE Vec select(VecI condition, Vec a, Vec b) { return condition ? a : b; }
 // NaN in v comes through: a comparison with NaN is false, and then v is taken.
 SLIPSTREAM_INLINE Vec at_least(Vec v, Vec low) { return select(v < low, low, v); }

@@ -129,3 +129,24 @@ def _register_fakes() -> None:
         batch, heads, length, _ = query.shape
         dtype = torch.bfloat16 if bfloat16_out else torch.float32
         return query.new_empty(batch, length, heads, value.shape[3], dtype=dtype).transpose(1, 2)
+
+    @torch.library.register_fake("slipstream::pack_convolution")
+    def _(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+        out, ins, height, width = weight.shape
+        halves = bfloat16 and ins > 1
+        depth, line = (2, 32) if halves else (1, 16)
+        elements = (ins + depth - 1) // depth * depth * height * width
+        row = ((elements + line - 1) // line | 1) * line
+        return weight.new_empty(out, row, dtype=torch.bfloat16 if halves else torch.float32)
+
+    @torch.library.register_fake("slipstream::convolution")
+    def _(
+        x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, groups: int, numbers: list[int], post_op: int,
+        residual: torch.Tensor | None, bfloat16_out: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
+        size = [
+            (x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)
+        ]
+        dtype = torch.bfloat16 if bfloat16_out else torch.float32
+        return x.new_empty(x.shape[0], packed.shape[0], *size, dtype=dtype)
