@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ALLOWED, COMMAND, environment, is_running, two_cpus, until
+from launched import ALLOWED, COMMAND, environment, is_running, two_cpus, until
 from machines import HYBRID, T1, Q, lscpu
 
 from slipstream.errors import PlanError, UsageError

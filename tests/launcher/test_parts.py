@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ALLOWED, environment
+from launched import ALLOWED, environment
 
 from slipstream import env
 from slipstream.errors import UsageError

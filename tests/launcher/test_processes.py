@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ALLOWED, environment, is_running, two_cpus, until
+from launched import ALLOWED, environment, is_running, two_cpus, until
 
 from slipstream.launcher.preload import find_library
 

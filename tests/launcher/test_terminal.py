@@ -6,7 +6,7 @@ import pty
 import signal
 
 import pytest
-from conftest import COMMAND, environment
+from launched import COMMAND, environment
 
 
 @pytest.fixture
