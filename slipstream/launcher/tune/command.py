@@ -87,7 +87,7 @@ def _best_allocator(request: Request, options: LaunchOptions) -> BestAllocator:
     """What plain ipexrun would choose by; no measuring where it would not measure, or nobody asks."""
     said = "memory-allocator" in request.line.given or any("allocator" in text for text in request.spaces)
     if said or request.conf_file or options.topology or options.program.kind == "executable":
-        return lambda candidates: ("default", "the system's, as nothing was measured")
+        return lambda candidates: ("default", "")
     from slipstream.launcher.process.allocator_probe import best_allocator
 
     return best_allocator

@@ -38,7 +38,7 @@ def read_offer(
 ) -> tuple[Offer, list[Decision]]:
     """The offer within what the fixed flags leave, and why some of it is not there.
 
-    ``best_allocator`` is what the launcher's own choice is made by.
+    ``best_allocator`` is what the launcher's own choice is made by; no reason: nothing was measured.
     """
     decisions: list[Decision] = []
     usable = set(_cpus_of_one_instance(topology, options))
@@ -71,7 +71,8 @@ def _allocators(environ: Mapping[str, str], best: preload.BestAllocator, decisio
     def keep_candidates(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
         name, reason = best(candidates)
         names.extend((name, *(other for other in candidates if other != name)))
-        decisions.append(Decision(f"allocator: the search starts with {name}", True, reason))
+        if reason:
+            decisions.append(Decision(f"allocator: the search starts with {name}", True, reason))
         return name, reason
 
     preload.choose_preload(Libraries(), environ, best_allocator=keep_candidates)

@@ -112,7 +112,7 @@ def _note(
     if one == winner:
         return "winner"
     if name != stage:
-        return f"out after the runs of length {name}"
+        return f"out after runs of this length: {name}"
     if not feasible(best[one]):
         return "exceeds the limit"
     if winner is None or clearly_better(best[winner], best[one]):

@@ -264,3 +264,32 @@ def test_help_says_every_own_flag(tune):
     ended = tune("--help")
     assert ended.returncode == 0
     assert all(name in ended.stdout for name in TAKES_VALUE)
+
+
+def test_progress_on_a_terminal(by_start, tmp_path):
+    """Stage, budget and what runs now go to the terminal on standard error; the result goes to standard output."""
+    leader, terminal = os.openpty()
+    words = ["--budget", "30s", "--output", "found", "--space", ONE, *by_start('print("throughput: 3 samples/s")')]
+    with open(tmp_path / "output", "wb") as output:
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=terminal,
+            env={**environment(), "TERM": "xterm", "COLUMNS": "100"},
+            cwd=tmp_path,
+        )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(leader)
+    assert process.wait(60) == 0
+    assert b"first run" in shown and b"of 30 s" in shown and b"race of 1" in shown
+    assert (tmp_path / "output").read_text().splitlines()[-1].startswith("ipexrun ")

@@ -85,8 +85,8 @@ class LiveProgress:
         self.tick()
 
     def tick(self) -> None:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         elapsed = time.monotonic() - self._begin
@@ -101,4 +101,7 @@ class LiveProgress:
             lines.append(Text(f"best  {abs(self._best[0]):.6g}  {self._best[1]}", no_wrap=True, overflow="ellipsis"))
         if self._last_failure:
             lines.append(Text(f"out   {self._last_failure}", style="red", no_wrap=True, overflow="ellipsis"))
-        self._live.update(Group(*lines), refresh=True)
+        rows = Table.grid()
+        for line in lines:
+            rows.add_row(line)
+        self._live.update(rows, refresh=True)
