@@ -131,3 +131,25 @@ def test_threads_that_meet_a_model_at_once(engine):
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(ask, range(200))) < 2e-2
     assert not any("failed" in reason for reason in decisions().values())
+
+
+def test_relative_error_of_numbers_whose_squares_overflow():
+    large = torch.tensor([1e30, -1e30])
+    assert guards.relative_error(large * 1.001, large) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("slow", "runs"), [(10.0, 1), (0.1, 1), (1.1, 3)])
+def test_a_clear_difference_needs_one_round(monkeypatch, slow, runs):
+    now = [0.0]
+    monkeypatch.setattr(guards, "_clocks", lambda: (now[0], now[0]))
+    counted = []
+
+    def original():
+        counted.append("original")
+        now[0] += slow
+
+    def fast():
+        now[0] += 1.0
+
+    assert guards.time_both(fast, original) == pytest.approx(slow, rel=1e-3)
+    assert len(counted) == runs
