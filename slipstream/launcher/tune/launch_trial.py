@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ PATIENCE = 15.0
 """Seconds after the limit and the grace period in which the launcher itself must have ended."""
 
 LOOK_EVERY = 0.1
+LAST_LINES = 200
 PR_SET_PDEATHSIG = 1
 LAUNCHERS_OWN = ("ipexrun: ", "slipstream: ")
 
@@ -166,7 +168,7 @@ def _marked_lines(place: str, *, several: bool) -> Iterator[tuple[int, str]]:
 def _why(place: str, code: int) -> str:
     """The exit code, and the last thing that was said on standard error by the script rather than the launcher."""
     with open(os.path.join(place, "errors.txt"), encoding="utf-8", errors="replace") as file:
-        lines = [line.strip() for line in file if line.strip()]
+        lines = list(deque((line.strip() for line in file if line.strip()), maxlen=LAST_LINES))
     theirs = [line for line in lines if not line.startswith(LAUNCHERS_OWN)]
     last = (theirs or lines or [""])[-1]
     signal_name = _signal_name(code)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -44,7 +45,7 @@ class Screening:
                 self._refuse(one, str(error))
                 continue
             plan = self._plan(options.placement)
-            problem = plan if isinstance(plan, str) else self._problem(options.libraries)
+            problem = plan if isinstance(plan, str) else self._problem(options.libraries) or self._no_binder(options)
             if problem or isinstance(plan, str):
                 self._refuse(one, problem)
                 continue
@@ -98,6 +99,12 @@ class Screening:
                 problem = f"{KEEP_VARIABLE} is set and wins over --memory-allocator keep; unset it"
             self._problems[libraries] = problem
         return self._problems[libraries]
+
+    def _no_binder(self, options: LaunchOptions) -> str:
+        """The launcher binds by itself where the program that should is missing: another start under its name."""
+        program = options.running.task_manager
+        asked = program in {"numactl", "taskset"}
+        return f"--multi-task-manager {program}: no such program" if asked and shutil.which(program) is None else ""
 
     def _refuse(self, one: Configuration, reason: str) -> None:
         # Many sizes fail for the same reason with other numbers in it: the flag that it names tells them apart.

@@ -34,6 +34,7 @@ def test_command_line_is_quoted():
         *("ipexrun", "--env", "A=b c", "--ninstances", "2", "--use-logical-cores"),
         *("my script.py", "$x", "", "--flag"),
     ]
+    assert command_line([], SPACE[0], ["--odd.py"]) == "ipexrun --ninstances 1 -- --odd.py"
 
 
 def test_files(tmp_path):

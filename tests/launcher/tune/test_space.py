@@ -169,6 +169,13 @@ def test_a_missing_library_is_out_and_not_replaced(monkeypatch):
     assert all("is not here" in decision.reason for decision in decisions)
 
 
+def test_a_missing_binder_is_out(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    kept, decisions = screened(VM, [], space(multi_task_manager=("auto", "taskset")))
+    assert len(kept) == 1
+    assert "--multi-task-manager taskset: no such program" in decisions[0].reason
+
+
 def test_the_default_allocator_is_really_the_default_one():
     """An allocator in LD_PRELOAD would be what runs under every name."""
     environ = {"LD_PRELOAD": "/usr/lib/libtcmalloc.so.4"}

@@ -23,7 +23,8 @@ MOST_ROWS = 25
 
 def command_line(fixed: Sequence[str], configuration: Configuration, program: Sequence[str]) -> str:
     """What to type, quoted for a shell."""
-    return shlex.join(["ipexrun", *fixed, *configuration.words(), *program])
+    end_of_flags = ["--"] if program and program[0].startswith("-") else []
+    return shlex.join(["ipexrun", *fixed, *configuration.words(), *end_of_flags, *program])
 
 
 def write_files(folder: str, verdict: Verdict, command: str, decisions: Sequence[Decision], about: Mapping[str, Any]) -> None:
