@@ -74,7 +74,7 @@ $(STAMPS)/torch: $(VENV)/pyvenv.cfg
 # pip compiles the extension as well, and hides what the compiler says; the `native` stamp does it in the open.
 $(STAMPS)/package: $(STAMPS)/torch pyproject.toml $(wildcard setup.py)
 	@echo "== slipstream with its development and benchmark packages"
-	@$(PIP) 'setuptools>=68' wheel
+	@$(PIP) 'setuptools>=77' wheel
 	@$(PIP) --no-build-isolation -e '.[dev,bench]' || \
 	  { echo "pip could not install slipstream's packages: see its message above" >&2; exit 1; }
 	@touch $@

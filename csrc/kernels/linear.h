@@ -8,8 +8,8 @@
 
 namespace slipstream {
 
-enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid };
-constexpr int32_t kPostOpCount = 7;
+enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid, relu6, hardswish, hardsigmoid };
+constexpr int32_t kPostOpCount = 10;
 
 enum class ElementType : int32_t { float32, bfloat16 };
 

@@ -12,6 +12,9 @@ SLIPSTREAM_INLINE Vec post_op(Vec v) {
   if constexpr (op == PostOp::silu) return silu(v);
   if constexpr (op == PostOp::tanh) return tanh(v);
   if constexpr (op == PostOp::sigmoid) return sigmoid(v);
+  if constexpr (op == PostOp::relu6) return relu6(v);
+  if constexpr (op == PostOp::hardswish) return v * relu6(v + 3.f) * (1.f / 6);
+  if constexpr (op == PostOp::hardsigmoid) return relu6(v + 3.f) * (1.f / 6);
   return v;
 }
 
@@ -61,6 +64,9 @@ inline void with_post_op(PostOp op, const Work& work) {
     case PostOp::silu: return work(PostOpTag<PostOp::silu>{});
     case PostOp::tanh: return work(PostOpTag<PostOp::tanh>{});
     case PostOp::sigmoid: return work(PostOpTag<PostOp::sigmoid>{});
+    case PostOp::relu6: return work(PostOpTag<PostOp::relu6>{});
+    case PostOp::hardswish: return work(PostOpTag<PostOp::hardswish>{});
+    case PostOp::hardsigmoid: return work(PostOpTag<PostOp::hardsigmoid>{});
   }
 }
 

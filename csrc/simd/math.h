@@ -27,6 +27,8 @@ SLIPSTREAM_INLINE Vec exp(Vec v) {
   return select(v < low, broadcast(0.f), select(v > high, infinity, select(v != v, v, result)));
 }
 
+SLIPSTREAM_INLINE Vec relu6(Vec v) { return at_most(at_least(v, broadcast(0.f)), broadcast(6.f)); }
+
 SLIPSTREAM_INLINE Vec sigmoid(Vec v) { return 1.f / (1.f + exp(-v)); }
 
 // Below 0.625 an odd series (relative error 2e-7), above it 1 - 2 / (exp(2|v|) + 1), where no digits cancel.

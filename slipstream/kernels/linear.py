@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 
-POST_OPS = ("none", "relu", "gelu_erf", "gelu_tanh", "silu", "tanh", "sigmoid")
+POST_OPS = ("none", "relu", "gelu_erf", "gelu_tanh", "silu", "tanh", "sigmoid", "relu6", "hardswish", "hardsigmoid")
 """In the order of csrc/kernels/linear.h's PostOp."""
 
 _CODES = {name: code for code, name in enumerate(POST_OPS)}
@@ -126,6 +126,12 @@ def apply_post_op(y: torch.Tensor, post_op: str) -> torch.Tensor:
             return torch.tanh(y)
         case "sigmoid":
             return torch.sigmoid(y)
+        case "relu6":
+            return F.relu6(y)
+        case "hardswish":
+            return F.hardswish(y)
+        case "hardsigmoid":
+            return F.hardsigmoid(y)
     raise UsageError.of("post_op", post_op, POST_OPS)
 
 

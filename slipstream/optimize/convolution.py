@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions, also transposed ones, on prepacked oneDNN weights.
+"""Convolutions, also transposed ones, on packed weights: our kernel's, or torch's oneDNN's.
 
 Channels last inside, outside the strides that torch would give. A one-dimensional convolution runs as a
 two-dimensional one of height one.
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.kernels import transpose
+from slipstream.kernels import convolution as kernel
+from slipstream.kernels import native, transpose
 from slipstream.optimize import guards, layouts
 from slipstream.optimize.followers import Followers
 from slipstream.optimize.linear import onednn_has_bfloat16
@@ -97,6 +98,11 @@ class ConvolutionPiece(Piece):
         weight = weight.detach().to(dtype)
         if self.rank == 1:
             weight = weight.unsqueeze(2)
+        size = weight.numel() * dtype.itemsize
+        if self._is_ours(weight, dtype, channels_last):
+            padding, stride, dilation = self.numbers
+            ours = kernel.pack(weight, dtype=dtype, stride=stride, padding=padding, dilation=dilation, groups=groups)
+            return (ours, shift, channels_last, dtype), size
         if self.transposed:
             padding, output_padding, stride, dilation = self.numbers
             packed = _ops._reorder_convolution_transpose_weight(
@@ -105,7 +111,17 @@ class ConvolutionPiece(Piece):
         else:
             padding, stride, dilation = self.numbers
             packed = _ops._reorder_convolution_weight(weight, padding, stride, dilation, groups, None)
-        return (packed, shift, channels_last, dtype), weight.numel() * dtype.itemsize
+        return (packed, shift, channels_last, dtype), size
+
+    def _is_ours(self, weight: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> bool:
+        """Whether our kernel is the better one: bfloat16, channels first, without tiles (oneDNN's convolutions use them)."""
+        return (
+            dtype == torch.bfloat16
+            and not (self.transposed or channels_last or weight.dim() != 4)
+            and weight.shape[2] * weight.shape[3] <= kernel.MOST_TAPS
+            and self.followers.form.post_op is not None
+            and native.active_level() == "avx512_bf16"
+        )
 
     def _fold_transposed(
         self, weight: torch.Tensor, bias: torch.Tensor | None, rest: Tensors, groups: int
@@ -121,6 +137,10 @@ class ConvolutionPiece(Piece):
         packed, shift, weight_is_channels_last, dtype = content
         bias = tensors[1] if self.followers.norm is None else shift
         image = x.unsqueeze(2) if self.rank == 1 else x
+        if isinstance(packed, kernel.PackedConvolution):
+            y = kernel.convolution(image, packed, None if bias is None else bias.float(), post_op=self.followers.form.post_op)
+            y = layouts.as_expected(y, x.dtype, self._comes_out_channels_last(x))
+            return y.squeeze(2) if self.rank == 1 else y
         channels_last = weight_is_channels_last or self._comes_out_channels_last(x)
         source = transpose.to_channels_last(image, dtype)
         form = self.followers.form

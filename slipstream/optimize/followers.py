@@ -38,7 +38,7 @@ def fusable(module: nn.Module) -> Activation | None:
         erf = module.approximate == "none"
         return Activation("gelu_erf" if erf else "gelu_tanh", "gelu", (), module.approximate)
     if isinstance(module, nn.ReLU6) and kind is nn.ReLU6:
-        return Activation(None, "hardtanh", (0.0, 6.0))
+        return Activation("relu6", "hardtanh", (0.0, 6.0))
     if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU:
         return Activation(None, "leaky_relu", (module.negative_slope,))
     return _of_transformers(module)
@@ -59,8 +59,8 @@ _SIMPLE: dict[type[nn.Module], Activation] = {
     nn.SiLU: Activation("silu", "swish"),
     nn.Tanh: Activation("tanh", "tanh"),
     nn.Sigmoid: Activation("sigmoid", "sigmoid"),
-    nn.Hardswish: Activation(None, "hardswish"),
-    nn.Hardsigmoid: Activation(None, "hardsigmoid"),
+    nn.Hardswish: Activation("hardswish", "hardswish"),
+    nn.Hardsigmoid: Activation("hardsigmoid", "hardsigmoid"),
 }
 
 
