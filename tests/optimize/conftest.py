@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine over the whole process for one test, deciding the same on every machine."""
 
+import pathlib
+import sys
+
 import pytest
 import torch
 
@@ -8,6 +11,8 @@ from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
 from slipstream.optimize import attention, guards, leaf_tier, names, options
 from slipstream.optimize.guards import Verdict
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, however pytest imports the tests
 
 
 @pytest.fixture
