@@ -52,10 +52,11 @@ def activate() -> bool:
         env.remove(env.AUTOPATCH)
     if env.is_on(env.DISABLE) or message["interpreter"] != _interpreter():
         return False
-    from slipstream.autopatch import import_hook
+    from slipstream.autopatch import import_hook, old_names
 
     _state["settings"] = json.dumps(message["settings"])
     import_hook.after("torch", "slipstream.autopatch.patches:apply_activated")
+    old_names.watch()
     return True
 
 

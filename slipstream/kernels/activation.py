@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.linear import _CODES, POST_OPS, apply_post_op
-
-_DTYPES = (torch.float32, torch.bfloat16)
+from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.post_op import apply_post_op, code_of
 
 
 def activation(x: torch.Tensor, post_op: str, *, out_dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -20,16 +18,13 @@ def activation(x: torch.Tensor, post_op: str, *, out_dtype: torch.dtype | None =
 
     Raises UsageError for an unknown post-op or dtype, RuntimeError where a gradient would have to be recorded.
     """
-    if post_op not in _CODES:
-        raise UsageError.of("post_op", post_op, POST_OPS)
+    code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
-    if dtype not in _DTYPES or x.dtype not in _DTYPES:
-        raise UsageError.of("x.dtype, out_dtype", f"{x.dtype}, {dtype}", _DTYPES)
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("slipstream.kernels.activation: x requires a gradient, and this kernel records none")
+    check_dtypes(x=x.dtype, out_dtype=dtype)
+    refuse_gradients("activation", x)
     if not native.available():
         return plain_activation(x, post_op, out_dtype=dtype)
-    return torch.ops.slipstream.activation.default(x, _CODES[post_op], dtype is torch.bfloat16)
+    return torch.ops.slipstream.activation.default(x, code, dtype is torch.bfloat16)
 
 
 def plain_activation(x: torch.Tensor, post_op: str, *, out_dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scaled dot product attention, softmax(scale · Q Kᵀ + mask) V, in bfloat16 or float32, natively or by its twin.
 
-Error against float64, in relative norm on normal data: 2e-6 in float32, 8e-3 in bfloat16 (queries, keys, values and softmax weights
-are rounded to it, sums are float32). A row that may see no key is zero, as in torch.
+Error against float64, in relative norm on normal data: 2e-6 in float32, 8e-3 in bfloat16 (queries, keys, values and softmax
+weights are rounded to it, sums are float32). A row that may see no key is zero, as in torch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from slipstream.errors import UsageError
 from slipstream.kernels import native
-
-_DTYPES = (torch.float32, torch.bfloat16)
+from slipstream.kernels.operands import check_dtypes, refuse_gradients
 
 
 def attention(
@@ -31,19 +29,15 @@ def attention(
 ) -> torch.Tensor:
     """y [B, H, L, E] of query [B, H, L, D], key [B, G, S, D], value [B, G, S, E]; H is a multiple of G (grouped queries).
 
-    ``mask`` broadcasts to [B, H, L, S]: bool (True where a key is seen) or float32 or bfloat16, added to the scores. ``causal``: query
-    i sees keys 0 to i. ``scale`` is 1/√D by default. ``dtype`` is what is multiplied, ``out_dtype`` the result's; both
-    are query's dtype by default. Any strides; y's memory is [B, L, H, E], as torch's own kernel gives it.
+    ``mask`` broadcasts to [B, H, L, S]: bool (True where a key is seen), or float32 or bfloat16, added to the scores.
+    ``causal``: query i sees keys 0 to i. ``scale`` is 1/√D by default. ``dtype`` is what is multiplied, ``out_dtype`` the
+    result's; both are query's dtype by default. Any strides; y's memory is [B, L, H, E], as torch's own kernel gives it.
     Raises UsageError for a dtype that is not float32 or bfloat16, RuntimeError where a gradient would have to be recorded.
     """
     dtype = query.dtype if dtype is None else dtype
     out_dtype = query.dtype if out_dtype is None else out_dtype
-    for argument, given in (("query", query.dtype), ("key", key.dtype), ("value", value.dtype), ("dtype", dtype),
-                            ("out_dtype", out_dtype)):  # fmt: skip
-        if given not in _DTYPES:
-            raise UsageError.of(argument, given, _DTYPES)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, mask)):
-        raise RuntimeError("slipstream.kernels.attention: an input requires a gradient, and this kernel records none")
+    check_dtypes(query=query.dtype, key=key.dtype, value=value.dtype, dtype=dtype, out_dtype=out_dtype)
+    refuse_gradients("attention", query, key, value, mask)
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
     if mask is not None:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.linear import _CODES, POST_OPS, apply_post_op
+from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.post_op import apply_post_op, code_of
 
-_DTYPES = (torch.float32, torch.bfloat16)
 MOST_TAPS = 121
 """Largest kernel, 11 x 11: csrc/kernels/convolution.h's kMostTaps."""
 
@@ -51,12 +51,11 @@ def pack(
     """
     if weight.dim() != 4:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not of shape [out, in, height, width]")
-    for argument, value in (("dtype", dtype), ("weight.dtype", weight.dtype)):
-        if value not in _DTYPES:
-            raise UsageError.of(argument, value, _DTYPES)
+    check_dtypes(dtype=dtype, weight=weight.dtype)
     kernel = (int(weight.shape[2]), int(weight.shape[3]))
     if kernel[0] * kernel[1] > MOST_TAPS:
-        raise UsageError.of("weight", f"with a kernel of {kernel}", f"more than {MOST_TAPS} taps", "use torch's own convolution")
+        allowed = f"more than {MOST_TAPS} taps"
+        raise UsageError.of("weight", f"with a kernel of {kernel}", allowed, "use torch's own convolution")
     numbers = (*kernel, *stride, *padding, *dilation)
     channels = int(weight.shape[1]) * groups
     with torch.no_grad():
@@ -82,20 +81,17 @@ def convolution(
     x's dtype. Raises UsageError for an unknown post-op or dtype, RuntimeError for sizes that do not fit together and where
     a gradient would have to be recorded.
     """
-    if post_op not in _CODES:
-        raise UsageError.of("post_op", post_op, POST_OPS)
+    code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
-    if dtype not in _DTYPES or x.dtype not in _DTYPES:
-        raise UsageError.of("x.dtype, out_dtype", f"{x.dtype}, {dtype}", _DTYPES)
+    check_dtypes(x=x.dtype, out_dtype=dtype)
     if x.dim() != 4 or x.shape[1] != packed.channels:
         raise UsageError.of("x", f"of shape {tuple(x.shape)}", f"not of shape [batch, {packed.channels}, height, width]")
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, residual)):
-        raise RuntimeError("slipstream.kernels.convolution: an input requires a gradient, and this kernel records none")
+    refuse_gradients("convolution", x, bias, residual)
     if not packed.native:
         weight = packed.data
         return plain_convolution(x, weight, packed, bias, post_op=post_op, residual=residual, out_dtype=dtype)
     return torch.ops.slipstream.convolution.default(
-        x, packed.data, bias, packed.groups, packed.numbers, _CODES[post_op], residual, dtype is torch.bfloat16
+        x, packed.data, bias, packed.groups, packed.numbers, code, residual, dtype is torch.bfloat16
     )
 
 

@@ -16,13 +16,10 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
+from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
-POST_OPS = ("none", "relu", "gelu_erf", "gelu_tanh", "silu", "tanh", "sigmoid", "relu6", "hardswish", "hardsigmoid")
-"""In the order of csrc/kernels/linear.h's PostOp."""
-
-_CODES = {name: code for code, name in enumerate(POST_OPS)}
-_DTYPES = (torch.float32, torch.bfloat16)
-
+__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "linear", "pack", "plain_linear"]
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
@@ -45,9 +42,7 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype) -> PackedLinear:
     """
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
-    for argument, value in (("dtype", dtype), ("weight.dtype", weight.dtype)):
-        if value not in _DTYPES:
-            raise UsageError.of(argument, value, _DTYPES)
+    check_dtypes(dtype=dtype, weight=weight.dtype)
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
@@ -72,19 +67,16 @@ def linear(
     ``out_dtype`` or x's dtype, and always dense. Nothing is recorded for autograd: a call that would need it raises
     RuntimeError. Raises UsageError for an unknown post-op or dtype.
     """
-    if post_op not in _CODES:
-        raise UsageError.of("post_op", post_op, POST_OPS)
+    code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
-    if dtype not in _DTYPES or x.dtype not in _DTYPES:
-        raise UsageError.of("x.dtype, out_dtype", f"{x.dtype}, {dtype}", _DTYPES)
-    if torch.is_grad_enabled():
-        _refuse_autograd(x, bias, multiplier, residual)
+    check_dtypes(x=x.dtype, out_dtype=dtype)
+    refuse_gradients("linear", x, bias, multiplier, residual)
     if not packed.native:
         return plain_linear(
             x, packed.data, bias, post_op=post_op, multiplier=multiplier, residual=residual, out_dtype=dtype
         )
     return torch.ops.slipstream.linear.default(
-        x, packed.data, packed.n, packed.k, bias, _CODES[post_op], multiplier, residual, dtype is torch.bfloat16
+        x, packed.data, packed.n, packed.k, bias, code, multiplier, residual, dtype is torch.bfloat16
     )
 
 
@@ -107,37 +99,3 @@ def plain_linear(
     if residual is not None:
         y = y + residual.float()
     return y.to(x.dtype if out_dtype is None else out_dtype)
-
-
-def apply_post_op(y: torch.Tensor, post_op: str) -> torch.Tensor:
-    """A post-op by name, in plain torch."""
-    match post_op:
-        case "none":
-            return y
-        case "relu":
-            return F.relu(y)
-        case "gelu_erf":
-            return F.gelu(y)
-        case "gelu_tanh":
-            return F.gelu(y, approximate="tanh")
-        case "silu":
-            return F.silu(y)
-        case "tanh":
-            return torch.tanh(y)
-        case "sigmoid":
-            return torch.sigmoid(y)
-        case "relu6":
-            return F.relu6(y)
-        case "hardswish":
-            return F.hardswish(y)
-        case "hardsigmoid":
-            return F.hardsigmoid(y)
-    raise UsageError.of("post_op", post_op, POST_OPS)
-
-
-def _refuse_autograd(*tensors: torch.Tensor | None) -> None:
-    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        raise RuntimeError(
-            "slipstream.kernels.linear: an input requires a gradient, and this kernel records none; "
-            "call it under torch.no_grad()"
-        )

@@ -11,8 +11,8 @@ import math
 import torch
 
 from slipstream.kernels import native
+from slipstream.kernels.operands import DTYPES
 
-_DTYPES = (torch.float32, torch.bfloat16)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _WORTH_IT = 16
 """Channels and pixels below which a block of 16 x 16 is mostly padding, and torch's own copy is faster."""
@@ -52,8 +52,8 @@ def plain_to_channels_first(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 def _is_native(x: torch.Tensor, dtype: torch.dtype, pixels: int) -> bool:
     return (
         min(x.shape[1], pixels) >= _WORTH_IT
-        and x.dtype in _DTYPES
-        and dtype in _DTYPES
+        and x.dtype in DTYPES
+        and dtype in DTYPES
         and not (x.requires_grad and torch.is_grad_enabled())
         and native.available()
     )

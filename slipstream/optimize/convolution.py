@@ -138,7 +138,8 @@ class ConvolutionPiece(Piece):
         bias = tensors[1] if self.followers.norm is None else shift
         image = x.unsqueeze(2) if self.rank == 1 else x
         if isinstance(packed, kernel.PackedConvolution):
-            y = kernel.convolution(image, packed, None if bias is None else bias.float(), post_op=self.followers.form.post_op)
+            bias = None if bias is None else bias.float()
+            y = kernel.convolution(image, packed, bias, post_op=self.followers.form.post_op or "none")
             y = layouts.as_expected(y, x.dtype, self._comes_out_channels_last(x))
             return y.squeeze(2) if self.rank == 1 else y
         channels_last = weight_is_channels_last or self._comes_out_channels_last(x)

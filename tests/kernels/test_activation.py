@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from slipstream.errors import UsageError
 from slipstream.kernels.activation import activation, plain_activation
-from slipstream.kernels.linear import POST_OPS
+from slipstream.kernels.post_op import POST_OPS, apply_post_op
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -25,10 +25,11 @@ def test_equals_the_twin(level, shape, post_op, dtype, out_dtype, seed):
     torch.manual_seed(seed)
     x = (3 * torch.randn(shape)).to(dtype)
     y = activation(x, post_op, out_dtype=out_dtype)
-    expected = plain_activation(x.double().float(), post_op, out_dtype=torch.float32)
+    expected = apply_post_op(x.double(), post_op).float()
     tolerance = 2**-8 if out_dtype is torch.bfloat16 else 1e-6
     assert y.dtype is out_dtype
-    torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=1e-6)
+    bound = 1.5e-6 if level == "plain" else 4e-7  # torch's own float32 gelu is off by more than a millionth
+    torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=bound)
 
 
 def test_keeps_dense_strides(level):
@@ -47,7 +48,7 @@ def test_nan_and_infinity(level, post_op):
 
 def test_large_tensor_on_all_threads(level):
     x = torch.randn(70001)
-    bound = 1.2e-6 if level == "plain" else 4e-7  # the twin is torch's own float32 gelu
+    bound = 1.5e-6 if level == "plain" else 4e-7
     expected = torch.nn.functional.gelu(x.double()).float()
     torch.testing.assert_close(activation(x, "gelu_erf"), expected, rtol=2e-6, atol=bound)
 
@@ -55,7 +56,7 @@ def test_large_tensor_on_all_threads(level):
 def test_bad_input_names_the_argument():
     with pytest.raises(UsageError, match="post_op mish"):
         activation(torch.randn(3), "mish")
-    with pytest.raises(UsageError, match="dtype"):
+    with pytest.raises(UsageError, match=r"(dtype|x|weight) torch\."):
         activation(torch.randn(3).double(), "relu")
     with pytest.raises(RuntimeError, match="gradient"):
         activation(torch.randn(3, requires_grad=True), "relu")

@@ -118,7 +118,7 @@ def test_threads_do_not_change_bits(level):
 
 def test_bad_input_names_the_argument():
     q = torch.randn(1, 2, 3, 8)
-    with pytest.raises(UsageError, match="key torch.float64"):
+    with pytest.raises(UsageError, match=r"key torch\.float64"):
         attention(q, q.double(), q)
     with pytest.raises(RuntimeError, match="gradient"):
         attention(q.requires_grad_(), q, q)
