@@ -23,7 +23,7 @@ from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.convolution import ConvolutionPiece
 from slipstream.optimize.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.lstm import LstmPiece
-from slipstream.optimize.options import Options, set_up
+from slipstream.optimize.options import Options, forget_what_was_said, say_once, set_up
 from slipstream.optimize.sequential import NORM_AFTER, SequentialPiece
 
 SLOT = "_compiled_call_impl"
@@ -53,7 +53,11 @@ class _Slot:
     """The class attribute. For a module in training it is what it always was: None."""
 
     def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
-        if module is None or module.training:
+        if module is None:
+            return None
+        if module.training:
+            if not torch.is_grad_enabled():
+                say_once("training mode", "inference on modules in training mode is left alone: call model.eval()")
             return None
         piece = _pieces.get(id(module))
         return piece if piece is not None else _meet(module)
@@ -79,6 +83,7 @@ def uninstall() -> None:
     packs.drop_all()
     guards.speed.clear()
     let_all_go()
+    forget_what_was_said()
     _pieces.clear()
 
 

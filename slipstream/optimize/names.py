@@ -11,6 +11,7 @@ import fnmatch
 import sys
 import weakref
 from collections import Counter
+from types import FrameType
 
 from torch import nn
 
@@ -50,13 +51,14 @@ def are_wanted(name: str) -> bool:
 
 
 def _outermost(module: nn.Module) -> nn.Module:
-    root = module
-    frame = sys._getframe(1)
+    outermost = None
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _CALL:
-            root = frame.f_locals["self"]
-        frame = frame.f_back  # type: ignore[assignment]
-    return root
+            outermost = frame
+        frame = frame.f_back
+    # Read from this one frame only: its arguments live as long as the call anyhow, others' might be kept by it.
+    return module if outermost is None else outermost.f_locals["self"]
 
 
 def _index(root: nn.Module, label: str | None) -> tuple[weakref.ref[nn.Module], str, dict[int, str]]:

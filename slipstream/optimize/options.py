@@ -45,6 +45,20 @@ class SetUp:
                 self.spent_s += time.perf_counter() - start
 
 
+_said: set[str] = set()
+
+
+def say_once(what: str, reason: str) -> None:
+    """Note what the script could do better, the first time that it is met."""
+    if what not in _said:
+        _said.add(what)
+        log.note(what, False, reason)
+
+
+def forget_what_was_said() -> None:
+    _said.clear()
+
+
 set_up = SetUp()
 """That of this process."""
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.optimize import gates, guards, packs
-from slipstream.optimize.options import Options, set_up
+from slipstream.optimize.options import Options, say_once, set_up
 
 PATIENCE = 32
 """Calls after which a piece that never won is let go for good, so that it costs nothing any more."""
@@ -114,7 +114,7 @@ class Piece:
             if tensors is None:
                 return None
             recorded = torch.is_grad_enabled() and _wants_grad(x, tensors)
-            if recorded and not (self.has_replay and self._may_record(x)):
+            if recorded and (not self.has_replay or x.is_inference()):
                 return None
             size = self.size_of(module, x)
             if size is None:
@@ -134,6 +134,7 @@ class Piece:
                     return None
             pack.life.uses += 1
             if recorded:
+                say_once("gradients", "inference runs with gradients on: torch.no_grad() saves time and memory")
                 return _Replayed.apply(self, module, pack.content, x, *tensors)
             return self.run(module, x, pack.content, tensors)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, the report says so
@@ -232,12 +233,6 @@ class Piece:
     def post_name(self) -> str:
         """What is fused behind the operator; part of the question that a trial answers."""
         return ""
-
-    def _may_record(self, x: torch.Tensor) -> bool:
-        log.note(
-            "gradients", False, "inference runs with gradients on: torch.no_grad() around it saves time and memory"
-        )
-        return not x.is_inference()
 
     # Saying so --------------------------------------------------------------------------------------------
 

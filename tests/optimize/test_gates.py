@@ -9,6 +9,8 @@ from judging import decisions, error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slipstream.decision import log
+
 
 class Net(nn.Module):
     def __init__(self):
@@ -197,6 +199,14 @@ def test_eval_and_train_flip_freely(net):
         model.eval()
         with torch.no_grad():
             assert error(model(x), plain(model, x)) < 2e-2
+
+
+@torch.no_grad()
+def test_a_forgotten_eval_is_named(engine):
+    engine("bfloat16")
+    layer, x = nn.Linear(8, 4), torch.randn(2, 8)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert [d.reason for d in log if d.what == "training mode"] != []
 
 
 class Loud(nn.Linear):
