@@ -14,6 +14,10 @@ from slipstream.runtime.cpu_list import format_cpu_list
 TOLERATED_PART_ELSEWHERE = 0.05
 """Pages of libraries that other processes loaded first lie where those ran; they are few."""
 
+LEAST_TOTAL = 32_000_000
+"""Bytes below which it costs nothing where pages lie: an interpreter that has imported little."""
+
+_ANONYMOUS = re.compile(r"\banon=(\d+)")
 _ON_NODE = re.compile(r"\bN(\d+)=(\d+)")
 _PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
 
@@ -36,6 +40,7 @@ def check_threads(instance: Instance, pid: int) -> Decision | None:
             False,
             f"{len(escaped)} of {len(masks)} threads may leave the plan, as thread {thread} on {format_cpu_list(mask)}: "
             "the script or a library sets affinity itself; take that out, or plan with --cores-list",
+            {"threads_outside": len(escaped)},
         )
     main = masks.get(pid, planned)
     if main != planned:
@@ -67,19 +72,28 @@ def check_pages(instance: Instance, pid: int) -> Decision | None:
     elsewhere = total - sum(by_node.get(node, 0) for node in instance.memory_nodes)
     shares = ", ".join(f"node {node} {size / 1e6:.0f} MB" for node, size in sorted(by_node.items()))
     if elsewhere > TOLERATED_PART_ELSEWHERE * total:
+        if total < LEAST_TOTAL:
+            return None
         remedy = f"node {nodes} is full or was left; fewer instances, or --memory-policy interleave or bind"
-        return Decision(what, False, f"{100 * elsewhere / total:.0f} % lies elsewhere ({shares}): {remedy}")
+        reason = f"{100 * elsewhere / total:.0f} % lies elsewhere ({shares}): {remedy}"
+        return Decision(what, False, reason, {"elsewhere_mb": elsewhere / 1e6})
     return Decision(what, True, shares)
 
 
 def bytes_by_node(lines: Iterable[str]) -> dict[int, int]:
-    """The anonymous memory of a numa_maps text, by node; files' pages belong to the page cache."""
+    """The anonymous memory of a numa_maps text, by node; files' pages belong to the page cache.
+
+    A privately mapped file of which some pages were written has both kinds in one line, and its counts by node
+    do not tell them apart: only lines all of whose pages are anonymous count.
+    """
     sizes: dict[int, int] = {}
     for line in lines:
-        if "anon=" not in line:
+        anonymous = _ANONYMOUS.search(line)
+        pages = {int(node): int(count) for node, count in _ON_NODE.findall(line)}
+        if anonymous is None or int(anonymous.group(1)) != sum(pages.values()):
             continue
         page = _PAGE_SIZE.search(line)
         unit = 1024 * int(page.group(1)) if page else 4096
-        for node, pages in _ON_NODE.findall(line):
-            sizes[int(node)] = sizes.get(int(node), 0) + int(pages) * unit
+        for node, count in pages.items():
+            sizes[node] = sizes.get(node, 0) + count * unit
     return sizes

@@ -35,6 +35,10 @@ PAGES_EVERY = 10
 """Every tenth check looks at pages too: the kernel walks the whole page table for that."""
 
 
+WORTH_SAYING_AGAIN = 4.0
+"""A difference is said again once it is so many times what was said of it last."""
+
+
 class Watch:
     """One run's observers. ``piped``: output comes through the launcher."""
 
@@ -43,6 +47,7 @@ class Watch:
         self.metrics = Metrics(running.metrics)
         self.sampler = Sampler()
         self.checks: dict[str, Decision] = {}
+        self._said: dict[str, float] = {}
         self.logs = (
             LogFiles(running.log_dir, prefix=running.log_file_prefix, instances=plan.instances) if running.log_dir else None
         )
@@ -91,7 +96,7 @@ class Watch:
             self.live.refresh(jobs)
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Compare the running instances with the plan; say a difference once."""
+        """Compare the running instances with the plan; say a difference once, and again when it has grown much."""
         for job in jobs:
             if job.code is not None:
                 continue
@@ -116,12 +121,20 @@ class Watch:
         }
 
     def _note(self, decision: Decision) -> None:
-        """The last word on each check stays, but a difference is not painted over by a later agreement."""
+        """The last word on each check stays, but a difference gives way only to a larger one."""
         before = self.checks.get(decision.what)
         if before is None or before.taken:
             self.checks[decision.what] = decision
             if not decision.taken:
-                self.say(f"warning: {decision.what}: {decision.reason}")
+                self._warn(decision)
+        elif not decision.taken and _amount(decision) > _amount(before):
+            self.checks[decision.what] = decision
+            if _amount(decision) >= WORTH_SAYING_AGAIN * self._said[decision.what]:
+                self._warn(decision)
+
+    def _warn(self, decision: Decision) -> None:
+        self._said[decision.what] = _amount(decision)
+        self.say(f"warning: {decision.what}: {decision.reason}")
 
     def _console(self) -> Console:
         if self._quiet:
@@ -137,3 +150,8 @@ class Watch:
         from slipstream.launcher.observe.live import LiveTable
 
         return LiveTable(self.metrics, self.sampler, stdout_is_terminal=sys.stdout.isatty())
+
+
+def _amount(difference: Decision) -> float:
+    """How much of it there is: megabytes, threads."""
+    return max(difference.figures.values(), default=0.0)
