@@ -40,9 +40,10 @@ def launch(options: LaunchOptions, *, command: str) -> int:
     if options.plan_form:
         _print_plan(plan, topology, options.plan_form)
         return 0
+    report.check_report(options.running.report)
+    _check_still_fits(plan, topology)
     for warning in plan.warnings:
         say(f"warning: {warning}")
-    _check_still_fits(plan, topology)
     return _run(plan, options, environ, say, command)
 
 

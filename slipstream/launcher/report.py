@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from slipstream.errors import UsageError
+from slipstream.errors import MissingDependency, UsageError
 from slipstream.launcher.plan import Instance, LaunchPlan
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import LeftOut, Topology, summary
@@ -163,6 +163,17 @@ def merged_report(plan: LaunchPlan, folder: str, *, instances: Sequence[Mapping[
         "processes": processes,
         **extra,
     }
+
+
+def check_report(target: str) -> None:
+    """Whether ``target`` can be written, said before a run of hours and not after it."""
+    if target == "-" or target.endswith(".txt"):
+        try:
+            import rich.console  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                f"--report {target}: tables as text need rich ({error}): pip install rich, or give FILE.html or FILE.json"
+            ) from error
 
 
 def write_report(report: Report, target: str) -> None:

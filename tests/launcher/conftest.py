@@ -40,11 +40,10 @@ def launcher():
     def run(*words, prefix=(), env=None, **options):
         return subprocess.run(
             [*prefix, *COMMAND, *map(str, words)],
-            capture_output=True,
             timeout=60,
             stdin=subprocess.DEVNULL,
             env=env or environment(),
-            **{"text": True, **options},
+            **{"capture_output": True, "text": True, **options},
         )
 
     return run

@@ -6,7 +6,7 @@ import pty
 import signal
 
 import pytest
-from launched import COMMAND, environment
+from launched import COMMAND, PACKAGE_PARENT, environment, two_cpus
 
 
 @pytest.fixture
@@ -82,3 +82,41 @@ def test_ctrl_z_stops_both(on_terminal, script):
     os.write(terminal, b"after\n")
     read_until(terminal, b"got after")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def without_rich(tmp_path):
+    """A folder for PYTHONPATH that makes `import rich` fail as where it is not installed."""
+    (tmp_path / "path" / "rich").mkdir(parents=True)
+    (tmp_path / "path" / "rich" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')"
+    )
+    return environment(TERM="xterm", PYTHONPATH=f"{tmp_path / 'path'}:{PACKAGE_PARENT}")
+
+
+@two_cpus
+def test_several_instances_on_a_terminal_without_rich(launcher, script, without_rich):
+    ours, theirs = pty.openpty()
+    words = ("--ninstances", 2, script("print('7 it/s')"))
+    ended = launcher(*words, env=without_rich, capture_output=False, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    lines = os.read(ours, 10000).decode().splitlines()
+    os.close(ours)
+    assert ended.returncode == 0
+    (warning,) = [line for line in lines if "warning" in line]
+    assert "pip install rich" in warning
+    assert sorted(lines)[:2] == ["[0] 7 it/s", "[1] 7 it/s"]
+    assert len(lines) == 4  # and the figure of both
+
+
+@pytest.mark.parametrize("target", ["-", "report.txt"])
+def test_a_report_that_needs_rich_is_refused_before_the_run(launcher, script, without_rich, target, tmp_path):
+    ended = launcher("--report", target, script("print('ran')"), env=without_rich, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1 and "pip install rich, or give FILE.html" in ended.stderr
+
+
+def test_a_page_needs_no_rich(launcher, script, without_rich, tmp_path):
+    ended = launcher("--report", tmp_path / "r.html", script("print('ran')"), env=without_rich)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ran\n", "")
+    assert "<h1>" in (tmp_path / "r.html").read_text()

@@ -54,7 +54,9 @@ class Watch:
         self._several = len(plan.instances) > 1
         self._say = say
         self._round = 0
-        self.live = self._live_table(running) if piped and not running.quiet else None
+        self.live: LiveTable | None = None
+        if piped and not running.quiet:
+            self.live = self._live_table(running)
         self._piped = piped
         self._quiet = running.quiet
 
@@ -147,8 +149,11 @@ class Watch:
         wanted = running.live == "on" or (running.live == "auto" and self._several and os.isatty(2))
         if not wanted:
             return None
-        from slipstream.launcher.observe.live import LiveTable
-
+        try:
+            from slipstream.launcher.observe.live import LiveTable
+        except ImportError as error:
+            self.say(f"warning: no live table, lines only ({error}): pip install rich, or --live off")
+            return None
         return LiveTable(self.metrics, self.sampler, stdout_is_terminal=sys.stdout.isatty())
 
 
