@@ -88,6 +88,8 @@ def _guarded(command: str, act: Callable[[], int]) -> int:
         line = " ".join(str(error).split())
         sys.stderr.write(f"{command}: error: {line}\n")
         return USAGE_ERROR
+    except KeyboardInterrupt:  # before the program runs; then its own exit code counts
+        return 128 + 2
     except BrokenPipeError:  # `ipexrun --plan text … | head`
         sys.stderr.close()
         return 128 + 13

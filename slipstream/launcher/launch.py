@@ -16,7 +16,7 @@ from slipstream.errors import PlanError
 from slipstream.launcher import environment, report
 from slipstream.launcher.options import LaunchOptions, Placement
 from slipstream.launcher.plan import Instance, LaunchPlan, make_plan
-from slipstream.launcher.preload import choose_preload
+from slipstream.launcher.preload import BestAllocator, choose_preload
 from slipstream.launcher.process import binder
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import Topology, read_topology, restrict
@@ -36,7 +36,7 @@ def launch(options: LaunchOptions, *, command: str) -> int:
         say(f"note: {note}")
     environ = environment.callers_environment()
     topology = _topology(options, environ)
-    plan = _plan(options, topology, environ)
+    plan = _plan(options, topology, environ, say)
     if options.plan_form:
         _print_plan(plan, topology, options.plan_form)
         return 0
@@ -67,11 +67,10 @@ def _share_of_rank(topology: Topology, environ: Mapping[str, str]) -> Topology:
     return restrict(topology, cpus=shares.instances[int(rank)].cpus, reason=reason)
 
 
-def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str]) -> LaunchPlan:
+def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str], say: Callable[[str], None]) -> LaunchPlan:
     if options.plan_from:
         return report.plan_from_file(options.plan_from)
-    best = _best_allocator if options.program.kind != "executable" and not options.topology else None
-    preload = choose_preload(options.libraries, environ, best_allocator=best)
+    preload = choose_preload(options.libraries, environ, best_allocator=_best_allocator(options, say))
     plan, variables = _placed(options, topology)
     preload = replace(preload, variables=(*preload.variables, *variables))
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
@@ -97,16 +96,25 @@ def _placed(options: LaunchOptions, topology: Topology) -> tuple[LaunchPlan, tup
     return ranks.plan, ranks.variables
 
 
-def _best_allocator(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
-    """Imported only where there is a choice."""
-    from slipstream.launcher.process.allocator_probe import best_allocator
+def _best_allocator(options: LaunchOptions, say: Callable[[str], None]) -> BestAllocator | None:
+    """What `auto` chooses by: a measurement; for a plan only what was measured before, since it starts nothing."""
+    if options.program.kind == "executable" or options.topology:
+        return None
 
-    return best_allocator(candidates)
+    def choose(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+        from slipstream.launcher.process import allocator_probe  # only where there is a choice
+
+        if options.plan_form:
+            return allocator_probe.known_allocator(candidates)
+        return allocator_probe.best_allocator(candidates, say)
+
+    return choose
 
 
 def _print_plan(plan: LaunchPlan, topology: Topology, form: str) -> None:
     if form == "json":
-        sys.stdout.write(json.dumps(report.plan_as_dict(plan), indent=1) + "\n")
+        decisions = [decision.as_dict() for decision in plan.decisions]
+        sys.stdout.write(json.dumps({**report.plan_as_dict(plan), "decisions": decisions}, indent=1) + "\n")
     else:
         sys.stdout.write(report.plan_as_text(plan, topology))
 

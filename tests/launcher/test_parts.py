@@ -162,30 +162,6 @@ def test_auto_takes_what_was_measured_to_be_faster(monkeypatch):
     assert "default 1000 ms, keep 700 ms, jemalloc 500 ms" in chosen.decisions[-1].reason
 
 
-def test_auto_stays_where_nothing_is_clearly_faster():
-    assert allocator_probe.judge({"default": 1.0, "jemalloc": 0.95})[0] == "default"
-
-
-def test_the_probe_runs_and_a_library_that_fails_is_out(tmp_path, monkeypatch):
-    candidates = {"default": {}, "broken": {"LD_PRELOAD": str(tmp_path / "no-such-library.so")}}
-    seconds = allocator_probe.measure(candidates)
-    assert set(seconds) == {"default"} and 0 < seconds["default"] < float("inf")
-
-
-def test_what_was_measured_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv(env.CACHE, str(tmp_path / "cache"))
-    calls = []
-
-    def measure(candidates):
-        calls.append(candidates)
-        return {"default": 1.0, "keep": 0.5}
-
-    monkeypatch.setattr(allocator_probe, "measure", measure)
-    answers = [allocator_probe.best_allocator({"default": {}, "keep": {}}) for _ in range(2)]
-    assert answers[0] == answers[1] and answers[0][0] == "keep"
-    assert len(calls) == 1
-
-
 def test_users_own_preload_is_respected():
     chosen = preload.choose_preload(Libraries(allocator="tcmalloc"), {"LD_PRELOAD": "/opt/libjemalloc.so.2"})
     assert chosen.libraries == ()

@@ -12,12 +12,21 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from slipstream import env
 
 ROUNDS = 3
+LIMIT = 10.0
+"""Seconds for all of it. Half a second is usual; it is ten on a machine that is busy with something else."""
+
+PATIENCE = 1.0
+"""Seconds after which whoever waits is told what for."""
+
 WORTH_IT = 0.9
 """Another allocator must take at most this part of the system's time: less is within the noise of one probe."""
 
@@ -42,15 +51,36 @@ print(time.perf_counter() - start)
 """
 
 
-def best_allocator(candidates: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
-    """(a key of ``candidates``, the reason with its figures). Each value is what its process has in its environment."""
-    key = _key(candidates)
-    cache = _cache_file()
-    known = _read(cache)
-    if key not in known:
-        known[key] = measure(candidates)
-        _write(cache, known)
-    return judge(known[key])
+Candidates = Mapping[str, Mapping[str, str]]
+
+
+def best_allocator(candidates: Candidates, say: Callable[[str], None] | None = None) -> tuple[str, str]:
+    """(a key of ``candidates``, the reason with its figures). Each value is what its process has in its environment.
+
+    Whatever goes wrong, the answer is the system's allocator: no launch fails for want of a measurement.
+    ``say`` gets a line where the user waits for longer than a moment.
+    """
+    try:
+        seconds = _known(candidates)
+        if seconds is None:
+            with _a_word_to_who_waits(say):
+                seconds = measure(candidates)
+    except Exception as error:  # noqa: BLE001 - a measurement that fails must not keep a program from its start
+        return "default", f"could not be measured: {error!r}"
+    if "default" not in seconds:
+        return "default", f"could not be measured: {sys.executable} failed, or took longer than {LIMIT:g} s"
+    return judge(seconds)
+
+
+def known_allocator(candidates: Candidates) -> tuple[str, str]:
+    """The same out of the cache; nothing is started. Where nothing is known: the system's, and what is still to be measured."""
+    try:
+        seconds = _known(candidates)
+    except Exception as error:  # noqa: BLE001 - as above
+        return "default", f"what was measured cannot be read: {error!r}"
+    if seconds is None:
+        return "default", f"not measured yet: the first run here does so, and takes the fastest of {', '.join(candidates)}"
+    return judge(seconds)
 
 
 def judge(seconds: Mapping[str, float]) -> tuple[str, str]:
@@ -63,29 +93,49 @@ def judge(seconds: Mapping[str, float]) -> tuple[str, str]:
     return "default", f"no other here is clearly faster at allocating large blocks ({figures})"
 
 
-def measure(candidates: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
-    """The best of a few runs each, taken in turn; without those that fail."""
+def measure(candidates: Candidates) -> dict[str, float]:
+    """The best of a few runs each, taken in turn, without those that fail; kept unless the time ran out."""
     seconds: dict[str, float] = {}
     failed: set[str] = set()
-    for _ in range(ROUNDS):
-        for name, variables in candidates.items():
-            taken = None if name in failed else _run(variables)
-            if taken is None:
-                failed.add(name)
-            else:
-                seconds[name] = min(taken, seconds.get(name, taken))
+    end = time.monotonic() + LIMIT
+    for name, variables in [*candidates.items()] * ROUNDS:
+        left = end - time.monotonic()
+        taken = None if name in failed or left <= 0 else _run(variables, timeout=left)
+        if taken is not None:
+            seconds[name] = min(taken, seconds.get(name, taken))
+        elif left > 0:
+            failed.add(name)
     kept = {name: value for name, value in seconds.items() if name not in failed}
-    return {"default": float("inf"), **kept}
+    if "default" in kept and time.monotonic() < end:
+        cache = _cache_file()
+        _write(cache, {**_read(cache), _key(candidates): kept})
+    return kept
 
 
-def _run(variables: Mapping[str, str]) -> float | None:
+@contextmanager
+def _a_word_to_who_waits(say: Callable[[str], None] | None) -> Iterator[None]:
+    text = (
+        f"measuring which memory allocator is fastest, once on this machine and for at most {LIMIT:g} s; "
+        "--memory-allocator default leaves it out"
+    )
+    timer = threading.Timer(PATIENCE, say or (lambda text: None), (text,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # the launcher forks soon, and must be one thread then
+
+
+def _run(variables: Mapping[str, str], *, timeout: float) -> float | None:
     """Seconds; None where the process fails or the loader complains of the library."""
     try:
         ended = subprocess.run(
             [sys.executable, "-S", "-E", "-c", PROBE],
             env={"PATH": os.defpath, **variables},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=20,
+            timeout=timeout,
             check=True,
         )
         return None if ended.stderr else float(ended.stdout)
@@ -93,13 +143,21 @@ def _run(variables: Mapping[str, str]) -> float | None:
         return None
 
 
-def _key(candidates: Mapping[str, Mapping[str, str]]) -> str:
-    """The machine, and the very files that were measured."""
+def _known(candidates: Candidates) -> dict[str, float] | None:
+    """What was measured of these before; None also where the cache holds something else."""
+    seconds = _read(_cache_file()).get(_key(candidates))
+    if not isinstance(seconds, dict) or "default" not in seconds or not set(seconds) <= set(candidates):
+        return None
+    return seconds if all(isinstance(value, float) for value in seconds.values()) else None
+
+
+def _key(candidates: Candidates) -> str:
+    """The machine, the very files that were measured, and their settings."""
     parts = [platform.node(), platform.release(), str(os.cpu_count())]
     for name, variables in sorted(candidates.items()):
         library = variables.get("LD_PRELOAD", "")
         stamp = os.stat(library).st_mtime_ns if library else 0
-        parts.append(f"{name}={library}@{stamp}")
+        parts.append(f"{name}={json.dumps(variables, sort_keys=True)}@{stamp}")
     return "|".join(parts)
 
 
@@ -108,7 +166,7 @@ def _cache_file() -> str:
     return os.path.join(folder, "allocators.json")
 
 
-def _read(path: str) -> dict[str, dict[str, float]]:
+def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -117,7 +175,7 @@ def _read(path: str) -> dict[str, dict[str, float]]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: str, content: Mapping[str, Mapping[str, float]]) -> None:
+def _write(path: str, content: Mapping[str, Any]) -> None:
     with suppress(OSError):  # a read-only home: it is measured again next time
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.{os.getpid()}"
