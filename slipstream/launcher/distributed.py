@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from slipstream.errors import PlanError, UsageError
 from slipstream.launcher.options import Distributed, Placement
-from slipstream.launcher.plan import Instance, LaunchPlan, make_plan
+from slipstream.launcher.plan import Instance, LaunchPlan, make_plan, nodes_asked_for
 from slipstream.runtime.cpu_list import format_mask
 from slipstream.runtime.topology import Topology
 
@@ -64,8 +64,7 @@ def ccl_workers(wanted: Distributed) -> int:
 
 def make_rank_plan(topology: Topology, placement: Placement, wanted: Distributed, *, workers: int) -> RankPlan:
     """One instance for each rank: as many as asked, else one for each NUMA node with usable CPUs."""
-    nodes = {cpu.node for cpu in topology.cpus if not placement.nodes_list or cpu.node in placement.nodes_list}
-    count = wanted.nprocs_per_node or placement.ninstances or len(nodes)
+    count = wanted.nprocs_per_node or placement.ninstances or len(nodes_asked_for(topology, placement))
     plan = make_plan(topology, replace(placement, ninstances=count, strategy="close", mode=""))
     notes = list(plan.warnings)
     siblings = wanted.logical_cores_for_ccl

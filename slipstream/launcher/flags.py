@@ -54,6 +54,7 @@ CORES = (
     ),
     Flag("cores-list", "text", "use exactly these CPUs (0-3,8), SMT siblings and E-cores included", "", value="LIST"),
     Flag("nodes-list", "text", "use the CPUs of these NUMA nodes (0,2-3)", "", value="LIST"),
+    Flag("sockets-list", "text", "use the CPUs of these sockets, each of which may have several nodes", "", value="LIST"),
     switch("use-logical-cores", "use both SMT siblings of a core; an instance always gets whole cores"),
     switch("use-e-cores", "use efficient cores of a hybrid processor too"),
     choice("strategy", ("scatter", "close"), "where fewer instances than fit go: over all nodes, or side by side"),

@@ -61,7 +61,7 @@ def _disable_taskset(value: str, given: Collection[str]) -> list[str]:
 LEGACY: dict[str, Legacy] = {
     "ncore-per-instance": renamed("ncores-per-instance", unset="-1"),
     "ninstance": renamed("ninstances", unset="-1"),
-    "socket-id": renamed("nodes-list", unset="-1"),
+    "socket-id": renamed("sockets-list", unset="-1"),
     "node-id": renamed("nodes-list", unset="-1"),
     "core-list": renamed("cores-list"),
     "use-logical-core": now("--use-logical-cores"),

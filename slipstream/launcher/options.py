@@ -31,6 +31,8 @@ class Placement:
     ncores: int = 0
     cores_list: tuple[int, ...] = ()
     nodes_list: tuple[int, ...] = ()
+    sockets_list: tuple[int, ...] = ()
+    """At most one of the three lists is not empty."""
     use_logical_cores: bool = False
     use_e_cores: bool = False
     strategy: str = "scatter"
@@ -174,15 +176,12 @@ def _placement(values: Namespace, given: frozenset[str], notes: list[str]) -> Pl
         for name in ("ninstances", "ncores-per-instance", "use-logical-cores", "strategy"):
             if name in given:
                 notes.append(f"--{name} is ignored: --{mode}-mode decides it")
-    if values.cores_list and values.nodes_list:
-        notes.append(f"--nodes-list {values.nodes_list} is ignored: --cores-list decides")
     if values.bind_numa_node and values.group_by not in {"none", "node"}:
         raise UsageError(f"--group-by {values.group_by}: --bind-numa-node is --group-by node; give one of the two")
     return Placement(
         ninstances=0 if mode else max(0, values.ninstances),
         ncores=0 if mode else values.ncores_per_instance,
-        cores_list=parse_cpu_list(values.cores_list, argument="--cores-list"),
-        nodes_list=() if values.cores_list else parse_cpu_list(values.nodes_list, argument="--nodes-list"),
+        **_lists(values, notes),
         use_logical_cores=values.use_logical_cores and not mode,
         use_e_cores=values.use_e_cores,
         strategy="scatter" if mode else values.strategy,
@@ -191,6 +190,21 @@ def _placement(values: Namespace, given: frozenset[str], notes: list[str]) -> Pl
         mode=mode,
         memory_policy=values.memory_policy,
     )
+
+
+def _lists(values: Namespace, notes: list[str]) -> dict[str, tuple[int, ...]]:
+    """The narrowest of the lists of CPUs, nodes and sockets; the others are ignored and a note says so."""
+    deciding = ""
+    for name in ("cores-list", "nodes-list", "sockets-list"):
+        text = getattr(values, name.replace("-", "_"))
+        if text and deciding:
+            notes.append(f"--{name} {text} is ignored: --{deciding} decides")
+        elif text:
+            deciding = name
+    if not deciding:
+        return {}
+    key = deciding.replace("-", "_")
+    return {key: parse_cpu_list(getattr(values, key), argument=f"--{deciding}")}
 
 
 def _indices(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from slipstream.decision import Decision
 from slipstream.errors import PlanError
@@ -75,18 +76,23 @@ def _what_is_out_of_reach(left_out: list[LeftOut]) -> str:
     return "".join(f" (CPUs {format_cpu_list(item.cpus)}: {item.reason})" for item in limits)
 
 
+def nodes_asked_for(topology: Topology, placement: Placement) -> tuple[int, ...]:
+    """The NUMA nodes of the CPUs in question."""
+    return tuple(sorted({cpu.node for cpu in _asked_for(topology, placement, [])}))
+
+
 def _asked_for(topology: Topology, placement: Placement, left_out: list[LeftOut]) -> list[Cpu]:
-    """The CPUs of --cores-list or --nodes-list, else all; in order of their numbers."""
+    """The CPUs of --cores-list, --nodes-list or --sockets-list, else all; in order of their numbers."""
     if placement.cores_list:
-        flag, wanted = "--cores-list", placement.cores_list
-        kept = [cpu for cpu in topology.cpus if cpu.number in wanted]
-        missing = set(wanted) - {cpu.number for cpu in kept}
+        flag, wanted, place = "--cores-list", placement.cores_list, attrgetter("number")
     elif placement.nodes_list:
-        flag, wanted = "--nodes-list", placement.nodes_list
-        kept = [cpu for cpu in topology.cpus if cpu.node in wanted]
-        missing = set(wanted) - {cpu.node for cpu in kept}
+        flag, wanted, place = "--nodes-list", placement.nodes_list, attrgetter("node")
+    elif placement.sockets_list:
+        flag, wanted, place = "--sockets-list", placement.sockets_list, attrgetter("socket")
     else:
         return list(topology.cpus)
+    kept = [cpu for cpu in topology.cpus if place(cpu) in wanted]
+    missing = set(wanted) - {place(cpu) for cpu in kept}
     if missing:
         raise PlanError(f"{flag} {format_cpu_list(wanted)}: {_why_missing(flag, missing, topology)}")
     rest = tuple(sorted(set(topology.numbers()) - {cpu.number for cpu in kept}))
@@ -97,9 +103,10 @@ def _asked_for(topology: Topology, placement: Placement, left_out: list[LeftOut]
 
 def _why_missing(flag: str, missing: set[int], topology: Topology) -> str:
     text = format_cpu_list(missing)
-    if flag == "--nodes-list":
-        usable = format_cpu_list(cpu.node for cpu in topology.cpus)
-        return f"node {text} has no CPU that may be used here; nodes with CPUs: {usable}"
+    if flag != "--cores-list":
+        kind = "node" if flag == "--nodes-list" else "socket"
+        usable = format_cpu_list(getattr(cpu, kind) for cpu in topology.cpus)
+        return f"{kind} {text} has no CPU that may be used here; {kind}s with CPUs: {usable}"
     for dropped in topology.left_out:
         hit = missing.intersection(dropped.cpus)
         if hit:

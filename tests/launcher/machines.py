@@ -59,6 +59,8 @@ OFFLINE = "CPU CORE SOCKET NODE\n" + "".join(
 )
 # CPU i on node i % 2, CORE numbers alternate between the nodes: some vendors' firmware counts so
 DELL = table([(cpu, cpu % 8, cpu % 2, cpu % 2) for cpu in range(16)], "CPU CORE SOCKET NODE")
+# Sub-NUMA clustering: two sockets of two nodes of four cores
+SNC = table([(cpu, cpu, cpu // 8, cpu // 4) for cpu in range(16)], "CPU CORE SOCKET NODE")
 METEOR_LAKE = table(
     [(cpu, cpu // 2, 0, 0, 4800.0) for cpu in range(12)]
     + [(cpu, cpu - 6, 0, 0, 3800.0) for cpu in range(12, 20)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from launched import ALLOWED, COMMAND, environment, is_running, two_cpus, until
-from machines import HYBRID, T1, Q, lscpu
+from machines import HYBRID, SNC, T1, Q, cpus, lscpu, sets
 
 from slipstream.errors import PlanError, UsageError
 from slipstream.launcher import distributed
@@ -59,6 +59,10 @@ def test_examples_of_older_launchers(machine, placement, wanted, domain, workers
     made = ranks(machine, Placement(**placement), **wanted)
     assert variables(made)["I_MPI_PIN_DOMAIN"] == domain
     assert variables(made)["CCL_WORKER_AFFINITY"] == workers
+
+
+def test_a_rank_for_each_node_of_a_socket():
+    assert cpus(ranks(SNC, Placement(sockets_list=(1,)), ccl_worker_count=0).plan) == sets("8-11 | 12-15")
 
 
 def test_each_rank_may_use_its_workers_cpus_too():

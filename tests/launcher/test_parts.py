@@ -37,7 +37,7 @@ def options(*words):
     [
         ("--ncore_per_instance 4", "--ncores-per-instance 4"),
         ("--ninstance 2", "--ninstances 2"),
-        ("--socket_id 1", "--nodes-list 1"),
+        ("--socket_id 0", "--sockets-list 0"),
         ("--node_id 0", "--nodes-list 0"),
         ("--node-id -1", ""),
         ("--core_list 0-3", "--cores-list 0-3"),
@@ -86,6 +86,15 @@ def test_every_old_spelling_that_took_effect_is_noted_once():
         "--ncore_per_instance 2 is now spelled --ncores-per-instance 2",
         "--use-logical-core is now spelled --use-logical-cores",
     ]
+
+
+def test_of_several_lists_the_narrowest_decides():
+    made = options("--sockets-list", "0", "--cores-list", "0", "--nodes-list", "0")
+    assert (made.placement.cores_list, made.placement.nodes_list, made.placement.sockets_list) == ((0,), (), ())
+    assert made.notes == (
+        "--nodes-list 0 is ignored: --cores-list decides",
+        "--sockets-list 0 is ignored: --cores-list decides",
+    )
 
 
 def test_no_old_spelling_hides_a_flag():

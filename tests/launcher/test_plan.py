@@ -13,6 +13,7 @@ from machines import (
     METEOR_LAKE,
     OFFLINE,
     Q0,
+    SNC,
     T0,
     T1,
     T2,
@@ -232,3 +233,26 @@ def test_a_quota_takes_whole_cores_of_one_node_and_says_so():
     listed = make_plan(topology, Placement(cores_list=tuple(range(10))))
     assert cpus(listed) == sets("0-9")
     assert "expect throttling" in listed.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        (SNC, "--sockets-list 1", "8-15"),
+        (SNC, "--socket_id 1", "8-15"),
+        (SNC, "--socket_id 1 --throughput-mode", "8-11 | 12-15"),
+        (SNC, "--socket_id -1", "0-15"),
+        (SNC, "--node_id 1", "4-7"),
+        (SNC, "--nodes-list 1 --socket_id 1", "4-7"),
+        (SNC, "--cores-list 2,3 --sockets-list 1", "2,3"),
+        (T1, "--socket_id 1", "28-55"),
+        (lscpu(2, 4, with_node=False), "--socket_id 1", "4-7"),  # the kernel knows one node only
+    ],
+)
+def test_a_socket_is_all_of_its_nodes(machine, flags, expected):
+    assert cpus(plan(machine, flags)) == sets(expected)
+
+
+def test_a_socket_that_is_not_there():
+    with pytest.raises(PlanError, match="--sockets-list 2: socket 2 has no CPU that may be used here; sockets with CPUs: 0-1"):
+        plan(SNC, "--socket_id 2")
