@@ -90,6 +90,9 @@ class Piece:
 
     has_replay = False
 
+    margin = 1.0
+    """How many times faster than the original a trial has to find it."""
+
     def original(self, module: nn.Module, x: Any) -> Any:
         """The module's own forward, for comparison."""
         return module.forward(x)
@@ -160,6 +163,7 @@ class Piece:
                 question,
                 lambda: self.run(module, part, pack.content, tensors),
                 lambda: self.original(module, part),
+                self.margin,
             )
             if verdict.fast is None:
                 return False

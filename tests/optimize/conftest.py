@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, howeve
 @pytest.fixture
 def always_faster(monkeypatch):
     """Every trial is won, nothing is too small: what is tested is the meaning, not the clock."""
-    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original: Verdict(True, 2.0))
+    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original, margin=1.0: Verdict(True, 2.0))
     monkeypatch.setattr(guards, "SMALL_MACS", 0)
 
 

@@ -37,7 +37,7 @@ def test_data_that_are_not_finite_decide_nothing(engine):
 @torch.no_grad()
 def test_a_piece_that_is_slower_is_left_alone_for_good(clean, monkeypatch):
     monkeypatch.setattr(guards, "SMALL_MACS", 0)
-    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original: Verdict(False, 0.5))
+    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original, margin: Verdict(False, 0.5))
     leaf_tier.install(settings())
     model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
     for _ in range(40):
@@ -70,6 +70,12 @@ def test_losing_takes_two_trials(monkeypatch):
     assert guard.verdict("q", None, None).fast is False
     assert guard.verdict("q", None, None).fast is False
     assert guard.verdict("another", None, None).fast is True
+
+
+def test_a_margin_has_to_be_won_by(monkeypatch):
+    monkeypatch.setattr(guards, "time_both", lambda fast, original: 1.1)
+    guard = SpeedGuard()
+    assert guard.verdict("a", None, None, 1.2).fast is None and guard.verdict("b", None, None).fast is True
 
 
 @pytest.mark.parametrize(
@@ -138,8 +144,8 @@ def test_relative_error_of_numbers_whose_squares_overflow():
     assert guards.relative_error(large * 1.001, large) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("slow", "runs"), [(10.0, 1), (0.1, 1), (1.1, 3)])
-def test_a_clear_difference_needs_one_round(monkeypatch, slow, runs):
+@pytest.mark.parametrize(("slow", "runs"), [(10.0, 2), (0.1, 2), (1.1, 4)])
+def test_a_clear_difference_needs_two_rounds(monkeypatch, slow, runs):
     now = [0.0]
     monkeypatch.setattr(guards, "_clocks", lambda: (now[0], now[0]))
     counted = []
