@@ -387,7 +387,7 @@ def test_what_a_left_behind_process_writes_is_not_waited_for(launcher, script):
 def test_plan_as_json_runs_again_when_edited(launcher, script, tmp_path):
     path = script("import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[1:])")
     planned = json.loads(launcher("--plan", "json", path, "a b").stdout)
-    assert set(planned) == {"instances", "left_out", "warnings"}
+    assert set(planned) == {"instances", "left_out", "warnings", "decisions"}
     only = planned["instances"][0]
     assert only["cpus"] == ALLOWED and only["argv"] == [sys.executable, path, "a b"]
     assert set(only["env"]) == set(only["reasons"])

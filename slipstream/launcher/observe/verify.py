@@ -50,7 +50,8 @@ def check_threads(instance: Instance, pid: int) -> Decision | None:
             f"the main thread was narrowed to CPU {format_cpu_list(main)}, and what it starts (DataLoader workers) is too: "
             "unset OMP_PROC_BIND, GOMP_CPU_AFFINITY and KMP_AFFINITY",
         )
-    return Decision(what, True, f"all {len(masks)} threads are inside, the main thread may use every one")
+    inside = f"all {len(masks)} threads are" if len(masks) > 1 else "its one thread is"
+    return Decision(what, True, f"{inside} inside, the main thread may use every one of these CPUs")
 
 
 def check_pages(instance: Instance, pid: int) -> Decision | None:
