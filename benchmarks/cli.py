@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parser() -> OneLineParser:
     top = OneLineParser(prog="python -m benchmarks", description="Measure, in this sitting and on this machine.")
-    acts = top.add_subparsers(dest="act", required=True, metavar="demo|zoo|kernels|ceilings|write-up")
+    acts = top.add_subparsers(dest="act", required=True, metavar="demo|zoo|kernels|instances|ceilings|write-up")
 
     demo = acts.add_parser("demo", help="unmodified scripts, plain and under ipexrun")
     demo.add_argument("--examples", help="comma-separated: " + ",".join(options.EXAMPLES))
@@ -43,13 +43,18 @@ def parser() -> OneLineParser:
     kernels.add_argument("--rows", help="comma-separated numbers of rows (default 1,4,16,64,128,512,1024,2048)")
     kernels.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default 5)")
 
+    instances = acts.add_parser("instances", help="many small instances of a script against one large one")
+    instances.add_argument("--rounds", type=int, default=3, help="how often each layout runs, in turn (default 3)")
+    instances.add_argument("--seconds", type=float, default=8, help="how long each instance counts (default 8)")
+    instances.add_argument("--picture", metavar="FILE.svg", help="draw the throughputs")
+
     acts.add_parser("ceilings", help="what this machine's instructions and memory can do at most")
     write_up = acts.add_parser("write-up", help="what --json wrote, as Markdown on stdout")
     for name in ("demo", "zoo", "kernels"):
         write_up.add_argument(f"--{name}", metavar="FILE")
-    for act in (zoo, kernels):
+    for act in (zoo, kernels, instances):
         act.add_argument("--threads", type=int, help="default: one for each CPU that may be used")
-    for act in (demo, zoo, kernels):
+    for act in (demo, zoo, kernels, instances):
         act.add_argument("--json", metavar="FILE", help="write every sample")
     return top
 
@@ -81,6 +86,10 @@ def _act(flags: argparse.Namespace) -> int:
         from benchmarks import kernels
 
         return kernels.run(options.kernels(flags))
+    if flags.act == "instances":
+        from benchmarks import instances
+
+        return instances.run(options.instances(flags))
     if flags.act == "write-up":
         from benchmarks import write_up
 

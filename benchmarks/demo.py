@@ -58,11 +58,16 @@ class ScriptFailed(Exception):
     """A script ended with an error; the message is its last words."""
 
 
-def ways() -> list[Way]:
-    """Plain first: it is the base."""
+def ipexrun_command() -> list[str]:
+    """The command of this interpreter's environment, or what it would run."""
     command = pathlib.Path(sys.executable).with_name("ipexrun")
     start = "import sys; from slipstream.launcher.cli import ipexrun; sys.exit(ipexrun())"
-    ipexrun = [str(command)] if command.exists() else [sys.executable, "-c", start]
+    return [str(command)] if command.exists() else [sys.executable, "-c", start]
+
+
+def ways() -> list[Way]:
+    """Plain first: it is the base."""
+    ipexrun = ipexrun_command()
     optimized = [Way(f"--dtype {dtype}", (*ipexrun, "--auto_ipex", "--dtype", dtype), dtype) for dtype in LEAST_COSINE]
     return [Way("plain", (sys.executable,), "float32"), *optimized]
 

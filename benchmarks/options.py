@@ -51,6 +51,27 @@ class KernelOptions:
     json: pathlib.Path | None = None
 
 
+@dataclass(frozen=True)
+class InstancesOptions:
+    """``cores`` are divided evenly; ``seconds`` is how long each instance counts."""
+
+    cores: int = field(default_factory=contestants.usable_threads)
+    rounds: int = 3
+    seconds: float = 8
+    json: pathlib.Path | None = None
+    picture: pathlib.Path | None = None
+
+
+def instances(flags: argparse.Namespace) -> InstancesOptions:
+    return InstancesOptions(
+        cores=_threads(flags.threads),
+        rounds=_at_least_one("--rounds", flags.rounds),
+        seconds=_positive("--seconds", flags.seconds),
+        json=_writable("--json", flags.json),
+        picture=_writable("--picture", flags.picture, suffix=".svg"),
+    )
+
+
 def zoo(flags: argparse.Namespace) -> ZooOptions:
     interpreters = {
         name: _interpreter(f"--{name}", getattr(flags, name)) for name in ("ipex", "openvino") if getattr(flags, name)

@@ -26,14 +26,7 @@ def colour(contestant: str) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependency.of("matplotlib", "--picture", "bench") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "slipstream"  # the same figures give the same file
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     models = list(dict.fromkeys(row["model"] for row in rows))
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     height = 0.8 / len(names)
@@ -58,3 +51,44 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def draw_instances(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Throughput of each layout, a group of bars a dtype; whiskers are quartiles over the rounds."""
+    pyplot = _pyplot()
+    layouts = list(dict.fromkeys((row["instances"], row["cores"]) for row in rows))
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.5 * len(rows)))
+    height = 0.8 / len(dtypes)
+    for place, dtype in enumerate(dtypes):
+        shown = {(row["instances"], row["cores"]): row for row in rows if row["dtype"] == dtype}
+        at = [index - 0.4 + height * (place + 0.5) for index in range(len(layouts))]
+        values = [shown[layout]["throughput"] for layout in layouts]
+        whiskers = [
+            [shown[layout]["throughput"] - shown[layout]["throughput_low"] for layout in layouts],
+            [shown[layout]["throughput_high"] - shown[layout]["throughput"] for layout in layouts],
+        ]
+        bars = axes.barh(at, values, height * 0.9, label=dtype, color=COLOURS["ours"][dtype == "bfloat16"], xerr=whiskers)
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=6, fontsize="small")
+    axes.set_yticks(range(len(layouts)), [f"{count} × {cores} core{'s' * (cores > 1)}" for count, cores in layouts])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("BERT-base sequences of 128 tokens a second, summed over the instances")
+    axes.legend(fontsize="small")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependency.of("matplotlib", "--picture", "bench") from error
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "slipstream"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    return pyplot

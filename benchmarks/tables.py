@@ -112,6 +112,18 @@ def show_demo(rows: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def show_instances(rows: Sequence[dict[str, Any]]) -> None:
+    """A row a dtype and layout."""
+    columns = ["sequences/s", "quartiles", "against one (range)"]
+    table = _table("One script, as one large instance or several small ones", ["run", "instances × cores"], columns)
+    for row in rows:
+        layout = f"{row['instances']} × {row['cores']}"
+        quartiles = f"{row['throughput_low']:.2f}–{row['throughput_high']:.2f}"
+        table.add_row(row["dtype"], layout, f"{row['throughput']:.2f}", quartiles, speedup(row))
+    console().print(table)
+    console().print("sequences/s: summed over the instances, median of the rounds; range: lowest and highest round")
+
+
 def show_kernels(rows: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> None:
     """A table a dtype with a line a size and a column a number of rows; then the geometric means."""
     out = console()
