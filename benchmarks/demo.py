@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine, progress, spread, tables
+from benchmarks.contest import contestants
 from benchmarks.options import DemoOptions
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -58,16 +59,9 @@ class ScriptFailed(Exception):
     """A script ended with an error; the message is its last words."""
 
 
-def ipexrun_command() -> list[str]:
-    """The command of this interpreter's environment, or what it would run."""
-    command = pathlib.Path(sys.executable).with_name("ipexrun")
-    start = "import sys; from slipstream.launcher.cli import ipexrun; sys.exit(ipexrun())"
-    return [str(command)] if command.exists() else [sys.executable, "-c", start]
-
-
 def ways() -> list[Way]:
     """Plain first: it is the base."""
-    ipexrun = ipexrun_command()
+    ipexrun = contestants.ipexrun()
     optimized = [Way(f"--dtype {dtype}", (*ipexrun, "--auto_ipex", "--dtype", dtype), dtype) for dtype in LEAST_COSINE]
     return [Way("plain", (sys.executable,), "float32"), *optimized]
 

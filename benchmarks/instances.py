@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import machine, picture, progress, spread, tables
-from benchmarks.demo import EXAMPLES, ipexrun_command
+from benchmarks.contest import contestants
+from benchmarks.demo import EXAMPLES
 from benchmarks.options import InstancesOptions
 
 LINE = re.compile(r"^(?:\[(\d+)\] )?throughput: ([\d.]+) sequences/s$", re.MULTILINE)
@@ -52,7 +53,7 @@ def throughput(dtype: str, count: int, cores: int, options: InstancesOptions) ->
     script = [str(EXAMPLES / "throughput_text.py"), "--seconds", str(options.seconds)]
     layout = ["--ninstances", str(count), "--ncores-per-instance", str(cores)]
     done = subprocess.run(
-        [*ipexrun_command(), *layout, *DTYPES[dtype], *script], capture_output=True, text=True, check=False
+        [*contestants.ipexrun(), *layout, *DTYPES[dtype], *script], capture_output=True, text=True, check=False
     )
     last = last_figures(done.stdout)
     if done.returncode != 0 or len(last) != count:

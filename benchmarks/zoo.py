@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ceilings, machine, progress, spread, tables
-from benchmarks.contest.contestants import ALL, BASE, Contestant, environment, interpreter
+from benchmarks.contest.contestants import ALL, BASE, Contestant, command, environment
 from benchmarks.contest.worker_process import WorkerFailed, WorkerProcess
 from benchmarks.options import ZooOptions
 
@@ -55,8 +55,8 @@ def started_workers(options: ZooOptions) -> Iterator[dict[str, WorkerProcess]]:
     try:
         for mode in options.modes:
             who = ALL[mode]
-            python = interpreter(who, options.interpreters)
-            workers[mode] = WorkerProcess(python, environment(who, os.environ, options.threads))
+            start = command(who, options.interpreters, options.threads)
+            workers[mode] = WorkerProcess(start, environment(who, os.environ, options.threads))
         yield workers
     finally:
         for worker in workers.values():

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from slipstream.autopatch.activate import child_environment
-from slipstream.autopatch.settings import Settings
 
 BASE = "eager-float32"
 """What every speed-up is over."""
@@ -40,7 +38,7 @@ ALL = {
         *_pair("compile", "compiled"),
         *_pair("ipex", "ipex", "ipex"),
         *_pair("openvino", "openvino", "openvino"),
-        # to its script, ours is eager float32: what differs is the environment
+        # to its script, ours is eager float32: what differs is the command in front of it
         *(Contestant(f"ours-{dtype}", "eager", "float32", codeless=dtype) for dtype in DTYPES),
     )
 }
@@ -56,10 +54,7 @@ def environment(contestant: Contestant, environ: Mapping[str, str], threads: int
         for name, value in environ.items()
         if name not in foreign and not (name.startswith("SLIPSTREAM_") and contestant.codeless is None)
     }
-    plain |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    if contestant.codeless is None:
-        return plain
-    return child_environment(Settings(dtype=contestant.codeless), plain)
+    return plain | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
 
 def usable_threads() -> int:
@@ -67,5 +62,16 @@ def usable_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def interpreter(contestant: Contestant, interpreters: Mapping[str, str]) -> str:
-    return sys.executable if contestant.engine == "own" else interpreters[contestant.engine]
+def ipexrun() -> list[str]:
+    """The command of this interpreter's environment, or what it would run."""
+    installed = pathlib.Path(sys.executable).with_name("ipexrun")
+    start = "import sys; from slipstream.launcher.cli import ipexrun; sys.exit(ipexrun())"
+    return [str(installed)] if installed.exists() else [sys.executable, "-c", start]
+
+
+def command(contestant: Contestant, interpreters: Mapping[str, str], threads: int) -> list[str]:
+    """What takes the worker as ``-m module``: an interpreter, or for ours what a user types before the script."""
+    if contestant.codeless is not None:
+        one = ["--ninstances", "1", "--ncores-per-instance", str(threads)]
+        return [*ipexrun(), "--auto_ipex", "--dtype", contestant.codeless, *one]
+    return [sys.executable if contestant.engine == "own" else interpreters[contestant.engine]]

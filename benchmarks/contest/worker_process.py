@@ -8,7 +8,7 @@ import pathlib
 import selectors
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,11 +21,14 @@ class WorkerFailed(Exception):
 class WorkerProcess:
     """A running worker. One is asked at a time, so only one uses the machine."""
 
-    def __init__(self, python: str, environment: Mapping[str, str], *, module: str = "benchmarks.contest.worker") -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, module: str = "benchmarks.contest.worker"
+    ) -> None:
+        """``command`` is an interpreter, or what ends in taking ``-m module`` as one does."""
         self._complaints: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed by stop()
         try:
             self._process = subprocess.Popen(
-                [python, "-m", module],
+                [*command, "-m", module],
                 cwd=ROOT,  # with -m, the working directory comes first on sys.path
                 env=dict(environment),
                 stdin=subprocess.PIPE,
@@ -35,7 +38,7 @@ class WorkerProcess:
             )
         except OSError as error:
             self._complaints.close()
-            raise WorkerFailed(f"{python} does not start: {error.strerror}") from error
+            raise WorkerFailed(f"{command[0]} does not start: {error.strerror}") from error
 
     def ask(self, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Send one request and wait for its answer; raises WorkerFailed for an error, a death or a timeout."""

@@ -12,7 +12,7 @@ from benchmarks.contest.worker_process import WorkerFailed, WorkerProcess
 
 @pytest.fixture
 def worker():
-    process = WorkerProcess(sys.executable, os.environ)
+    process = WorkerProcess([sys.executable], os.environ)
     yield process
     process.stop()
 
@@ -38,7 +38,7 @@ def test_a_model_is_loaded_timed_and_equal_to_its_reference(worker, tmp_path):
 
 
 def test_a_worker_that_dies_tells_its_last_words():
-    process = WorkerProcess(sys.executable, os.environ, module="no_such_module_anywhere")
+    process = WorkerProcess([sys.executable], os.environ, module="no_such_module_anywhere")
     with pytest.raises(WorkerFailed, match=r"ended with 1: .*no_such_module_anywhere"):
         process.ask({"do": "unload"}, timeout_s=120)
     process.stop()
@@ -46,4 +46,4 @@ def test_a_worker_that_dies_tells_its_last_words():
 
 def test_an_interpreter_that_is_not_there():
     with pytest.raises(WorkerFailed, match="does not start"):
-        WorkerProcess("/nowhere/python", os.environ)
+        WorkerProcess(["/nowhere/python"], os.environ)
