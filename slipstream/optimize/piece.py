@@ -166,6 +166,9 @@ class Piece:
                 self.margin,
             )
             if verdict.fast is None:
+                if not self.wins:
+                    why = "the original was faster in a first trial; the next call decides"
+                    self._note(False, why, speedup_x=verdict.speedup_x)
                 return False
             if not verdict.fast:
                 return self._refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
