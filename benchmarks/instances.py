@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from typing import Any
 
 from benchmarks import machine, picture, progress, spread, tables
 from benchmarks.contest import contestants
-from benchmarks.demo import EXAMPLES
 from benchmarks.options import InstancesOptions
 
+SCRIPT = pathlib.Path(__file__).parent / "scripts" / "throughput_text.py"
 LINE = re.compile(r"^(?:\[(\d+)\] )?throughput: ([\d.]+) sequences/s$", re.MULTILINE)
 DTYPES = {"float32": (), "bfloat16": ("--auto_ipex", "--dtype", "bfloat16")}
 """What runs: the plain script in float32, and the codeless engine in bfloat16."""
@@ -50,7 +51,7 @@ def run(options: InstancesOptions) -> int:
 
 def throughput(dtype: str, count: int, cores: int, options: InstancesOptions) -> float:
     """The last line of each instance, summed. Raises RuntimeError where one is missing."""
-    script = [str(EXAMPLES / "throughput_text.py"), "--seconds", str(options.seconds)]
+    script = [str(SCRIPT), "--seconds", str(options.seconds)]
     layout = ["--ninstances", str(count), "--ncores-per-instance", str(cores)]
     done = subprocess.run(
         [*contestants.ipexrun(), *layout, *DTYPES[dtype], *script], capture_output=True, text=True, check=False
