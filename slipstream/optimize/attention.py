@@ -19,8 +19,8 @@ from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
 from slipstream.optimize import gates, guards
-from slipstream.optimize.linear import onednn_has_bfloat16
 from slipstream.optimize.options import set_up
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 NAME = "scaled_dot_product_attention"
 

@@ -18,13 +18,14 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import dropout, gates, guards, names, packs
+from slipstream.optimize import gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
-from slipstream.optimize.convolution import ConvolutionPiece
-from slipstream.optimize.linear import LinearPiece, TransposedLinearPiece
-from slipstream.optimize.lstm import LstmPiece
 from slipstream.optimize.options import Options, forget_what_was_said, say_once, set_up
-from slipstream.optimize.sequential import NORM_AFTER, SequentialPiece
+from slipstream.optimize.pieces import dropout
+from slipstream.optimize.pieces.convolution import ConvolutionPiece
+from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
+from slipstream.optimize.pieces.lstm import LstmPiece
+from slipstream.optimize.pieces.sequential import NORM_AFTER, SequentialPiece
 
 SLOT = "_compiled_call_impl"
 

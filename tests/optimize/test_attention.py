@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from slipstream.kernels import native
 from slipstream.optimize import attention
-from slipstream.optimize.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 LIMIT = {"float32": 1e-5, "bfloat16": 2e-2}
 sdpa = attention._original

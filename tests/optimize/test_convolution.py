@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.convolution import ConvolutionPiece
-from slipstream.optimize.linear import onednn_has_bfloat16
 from slipstream.optimize.options import Options
+from slipstream.optimize.pieces.convolution import ConvolutionPiece
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 # in, out, kernel, stride, padding, groups, dilation
 GEOMETRIES = [

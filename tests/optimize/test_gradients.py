@@ -6,7 +6,7 @@ import torch
 from judging import decisions, error
 from torch import nn
 
-from slipstream.optimize import piece
+from slipstream.optimize.pieces import piece
 
 MODELS = {
     "linear": (lambda: nn.Linear(24, 16), (5, 24)),

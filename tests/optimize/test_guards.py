@@ -8,8 +8,9 @@ import torch
 from judging import decisions, error
 from torch import nn
 
-from slipstream.optimize import guards, leaf_tier, linear
+from slipstream.optimize import guards, leaf_tier
 from slipstream.optimize.guards import SpeedGuard, Verdict
+from slipstream.optimize.pieces import linear
 
 
 @torch.no_grad()

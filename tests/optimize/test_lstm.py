@@ -9,7 +9,7 @@ from judging import LIMIT, decisions, error
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from slipstream.optimize.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 
 def flat(result):

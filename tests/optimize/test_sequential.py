@@ -8,7 +8,7 @@ from torch import nn
 
 from slipstream.autopatch.settings import Settings
 from slipstream.optimize import leaf_tier
-from slipstream.optimize.piece import PATIENCE
+from slipstream.optimize.pieces.piece import PATIENCE
 
 
 def randomize(model):

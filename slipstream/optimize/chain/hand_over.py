@@ -21,8 +21,8 @@ from torch import nn
 from slipstream.decision import log
 from slipstream.optimize import gates
 from slipstream.optimize.chain import dataflow
-from slipstream.optimize.piece import Piece
-from slipstream.optimize.sequential import find_row
+from slipstream.optimize.pieces.piece import Piece
+from slipstream.optimize.pieces.sequential import find_row
 
 SLOT = "_compiled_call_impl"
 

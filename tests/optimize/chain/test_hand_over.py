@@ -272,7 +272,7 @@ def test_undone_without_a_trace(monkeypatch):
 
 def test_transformers_activations_have_their_names():
     transformers = pytest.importorskip("transformers")
-    from slipstream.optimize.followers import fusable
+    from slipstream.optimize.pieces.followers import fusable
 
     x = torch.linspace(-6, 6, 1001)
     for name, expected in {

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from slipstream.optimize import gates
-from slipstream.optimize.convolution import ConvolutionPiece
-from slipstream.optimize.followers import Followers, fusable
-from slipstream.optimize.linear import LinearPiece
 from slipstream.optimize.options import Options
-from slipstream.optimize.piece import PATIENCE, Piece
+from slipstream.optimize.pieces.convolution import ConvolutionPiece
+from slipstream.optimize.pieces.followers import Followers, fusable
+from slipstream.optimize.pieces.linear import LinearPiece
+from slipstream.optimize.pieces.piece import PATIENCE, Piece
 
 NORM_AFTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,

@@ -12,9 +12,9 @@ from torch import nn
 from slipstream.kernels import linear as kernel
 from slipstream.kernels import native
 from slipstream.optimize import guards
-from slipstream.optimize.followers import Followers
 from slipstream.optimize.options import Options
-from slipstream.optimize.piece import Piece, Tensors
+from slipstream.optimize.pieces.followers import Followers
+from slipstream.optimize.pieces.piece import Piece, Tensors
 
 
 def onednn_has_bfloat16() -> bool:

@@ -16,11 +16,12 @@ from torch import nn
 
 from slipstream.kernels import convolution as kernel
 from slipstream.kernels import native, transpose
-from slipstream.optimize import guards, layouts
-from slipstream.optimize.followers import Followers
-from slipstream.optimize.linear import onednn_has_bfloat16
+from slipstream.optimize import guards
 from slipstream.optimize.options import Options
-from slipstream.optimize.piece import Piece, Tensors
+from slipstream.optimize.pieces import layouts
+from slipstream.optimize.pieces.followers import Followers
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.piece import Piece, Tensors
 
 _ops = torch.ops.mkldnn
 

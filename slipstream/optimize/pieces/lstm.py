@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from slipstream.optimize import gates, guards
-from slipstream.optimize.linear import onednn_has_bfloat16
 from slipstream.optimize.options import Options
-from slipstream.optimize.piece import Piece, Tensors
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.piece import Piece, Tensors
 
 LSTM_MODE = 2
 """ideep::rnn_kind::LSTM, third_party/ideep/include/ideep/abstract_types.hpp."""
