@@ -82,9 +82,10 @@ void run(const LinearCall& call) {
   torch::stable::parallel_for(0, grid.size(), 1, compute);
 }
 
-// y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]); y is bfloat16 or float32 as asked.
+// y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]), or the residual within the post-op; y is bfloat16
+// or float32 as asked.
 Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::optional<Tensor> bias, int64_t post_op,
-              std::optional<Tensor> multiplier, std::optional<Tensor> residual, bool bfloat16_out) {
+              std::optional<Tensor> multiplier, std::optional<Tensor> residual, bool bfloat16_out, bool residual_first) {
   LinearCall call;
   call.n = n;
   call.k = k;
@@ -106,6 +107,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   }
   call.multiplier = operand_rows(multiplier, "multiplier", call, multiplier_holder);
   call.residual = operand_rows(residual, "residual", call, residual_holder);
+  call.residual_first = residual_first && call.residual.data;
 
   std::vector<int64_t> sizes(static_cast<size_t>(dims));
   for (int64_t d = 0; d + 1 < dims; ++d) sizes[static_cast<size_t>(d)] = x.size(d);
@@ -124,7 +126,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def("pack_linear(Tensor weight, bool bfloat16) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor packed, int n, int k, Tensor? bias, int post_op, Tensor? multiplier, Tensor? residual, "
-      "bool bfloat16_out) -> Tensor");
+      "bool bfloat16_out, bool residual_first=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a linear kernel is asked to do: y = residual + multiplier * post_op(x . W^T + bias), and how W is packed.
+// What a linear kernel is asked to do: y = residual + multiplier * post_op(x . W^T + bias), or with residual_first
+// y = multiplier * post_op(x . W^T + bias + residual), and how W is packed.
 // Plain values only; no torch, no threads, no instruction sets. Included by bind/ and by every level.
 #pragma once
 
@@ -52,6 +53,7 @@ struct LinearCall {
   PostOp post_op = PostOp::none;
   Rows multiplier;                                   // [m, n] or data == nullptr
   Rows residual;                                     // [m, n] or data == nullptr
+  bool residual_first = false;                       // added before the post-op; false where there is no residual
   void* y = nullptr;                                 // [m, n]
   int64_t y_stride = 0;
   ElementType y_type = ElementType::float32;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a linear: a tile of sums goes through bias, post-op, multiplier and residual into y. Needs kernels/post_op.h.
+// The end of a linear: a tile of sums goes through bias, post-op, multiplier and residual into y. A residual may come
+// before the post-op instead. Needs kernels/post_op.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
 // One register of one row. `count` is kWidth except at the right edge of y.
-template <PostOp op>
+template <PostOp op, bool residual_first>
 SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t row, int64_t column, int64_t count) {
   const bool whole = count == kWidth;
   auto element = [&](const void* data, ElementType type, int64_t index) {
@@ -13,22 +14,24 @@ SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t ro
   };
   Vec v = sum;
   if (call.bias) v = v + element(call.bias, call.bias_type, column);
+  if (residual_first) v = v + element(call.residual.data, call.residual.type, row * call.residual.stride + column);
   v = post_op<op>(v);
   if (call.multiplier.data) {
     v = v * element(call.multiplier.data, call.multiplier.type, row * call.multiplier.stride + column);
   }
-  if (call.residual.data) v = v + element(call.residual.data, call.residual.type, row * call.residual.stride + column);
+  if (!residual_first && call.residual.data) {
+    v = v + element(call.residual.data, call.residual.type, row * call.residual.stride + column);
+  }
   store_element(call.y, call.y_type, row * call.y_stride + column, count, v);
 }
 
-template <PostOp op>
-void finish_rows(const LinearCall& call, const float* sums, int64_t sums_stride, int64_t row, int64_t rows,
-                        int64_t column) {
+template <PostOp op, bool residual_first>
+void finish_rows(const LinearCall& call, const float* sums, int64_t sums_stride, int64_t row, int64_t rows, int64_t column) {
   const int64_t columns = call.n - column < kPanelColumns ? call.n - column : kPanelColumns;
   for (int64_t i = 0; i < rows; ++i) {
     const float* line = sums + i * sums_stride;
     for (int64_t j = 0; j < columns; j += kWidth) {
-      finish_vector<op>(call, load(line + j), row + i, column + j, columns - j < kWidth ? columns - j : kWidth);
+      finish_vector<op, residual_first>(call, load(line + j), row + i, column + j, columns - j < kWidth ? columns - j : kWidth);
     }
   }
 }
@@ -36,7 +39,11 @@ void finish_rows(const LinearCall& call, const float* sums, int64_t sums_stride,
 // Writes y[row .. row + rows, column .. column + 32) from sums[rows][32]; what lies right of y is dropped.
 inline void finish_tile(const LinearCall& call, const float* sums, int64_t sums_stride, int64_t row, int64_t rows,
                         int64_t column) {
-  with_post_op(call.post_op, [&](auto op) { finish_rows<decltype(op)::value>(call, sums, sums_stride, row, rows, column); });
+  with_post_op(call.post_op, [&](auto op) {
+    constexpr PostOp value = decltype(op)::value;
+    if (call.residual_first) return finish_rows<value, true>(call, sums, sums_stride, row, rows, column);
+    finish_rows<value, false>(call, sums, sums_stride, row, rows, column);
+  });
 }
 
 }  // namespace SLIPSTREAM_LEVEL

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear with packed weights: y = residual + multiplier * post_op(x Wᵀ + b), natively or by its plain-torch twin.
 
+Residual networks want the residual within the post-op; `residual_first` puts it there.
+
 Accuracy, against float64, in relative norm: float32 weights as torch's own float32 matmul (1e-6 at K = 4096); bfloat16 weights
 at levels avx512_bf16 and amx round x to bfloat16 as well and sum in float32 (4e-3); at lower levels x keeps float32.
 Where bfloat16 is multiplied, denormals count as zero. Post-ops add at most 4e-7 absolute (GELU: Abramowitz-Stegun 7.1.26).
@@ -59,9 +61,12 @@ def linear(
     post_op: str = "none",
     multiplier: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    residual_first: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """y [..., n] = residual + multiplier * post_op(x [..., k] · Wᵀ + bias [n]).
+
+    With ``residual_first``, y = multiplier * post_op(x · Wᵀ + bias + residual).
 
     x, bias, multiplier and residual are float32 or bfloat16, each as it likes; multiplier and residual have y's shape; y is
     ``out_dtype`` or x's dtype, and always dense. Nothing is recorded for autograd: a call that would need it raises
@@ -73,10 +78,11 @@ def linear(
     refuse_gradients("linear", x, bias, multiplier, residual)
     if not packed.native:
         return plain_linear(
-            x, packed.data, bias, post_op=post_op, multiplier=multiplier, residual=residual, out_dtype=dtype
-        )
+            x, packed.data, bias,
+            post_op=post_op, multiplier=multiplier, residual=residual, residual_first=residual_first, out_dtype=dtype,
+        )  # fmt: skip
     return torch.ops.slipstream.linear.default(
-        x, packed.data, packed.n, packed.k, bias, code, multiplier, residual, dtype is torch.bfloat16
+        x, packed.data, packed.n, packed.k, bias, code, multiplier, residual, dtype is torch.bfloat16, residual_first
     )
 
 
@@ -88,14 +94,17 @@ def plain_linear(
     post_op: str = "none",
     multiplier: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    residual_first: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The twin: what `linear` means, in plain torch. ``weight`` is [n, k] in the dtype that would be packed."""
     product = F.linear(x.to(weight.dtype), weight).float()
     y = product if bias is None else product + bias.float()
+    if residual is not None and residual_first:
+        y = y + residual.float()
     y = apply_post_op(y, post_op)
     if multiplier is not None:
         y = y * multiplier.float()
-    if residual is not None:
+    if residual is not None and not residual_first:
         y = y + residual.float()
     return y.to(x.dtype if out_dtype is None else out_dtype)

@@ -108,7 +108,7 @@ def _register_fakes() -> None:
     @torch.library.register_fake("slipstream::linear")
     def _(
         x: torch.Tensor, packed: torch.Tensor, n: int, k: int, bias: torch.Tensor | None, post_op: int,
-        multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool,
+        multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool, residual_first: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         return x.new_empty((*x.shape[:-1], n), dtype=torch.bfloat16 if bfloat16_out else torch.float32)
 

@@ -19,17 +19,19 @@ ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
 by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def oracle(x, weight, bias, level, *, post_op="none", multiplier=None, residual=None):
+def oracle(x, weight, bias, level, *, post_op="none", multiplier=None, residual=None, residual_first=False):
     """In float64, on the values that the kernel sees."""
     if weight.dtype is torch.bfloat16 and level in ROUNDS_X:
         x = x.bfloat16()
     y = x.double() @ weight.double().T
     if bias is not None:
         y = y + bias.double()
+    if residual is not None and residual_first:
+        y = y + residual.double()
     y = L.apply_post_op(y, post_op)
     if multiplier is not None:
         y = y * multiplier.double()
-    if residual is not None:
+    if residual is not None and not residual_first:
         y = y + residual.double()
     return y
 
@@ -55,8 +57,9 @@ def problems(draw):
     with_bias=st.booleans(),
     with_multiplier=st.booleans(),
     with_residual=st.booleans(),
+    residual_first=st.booleans(),
 )
-def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, with_residual):
+def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, with_residual, residual_first):
     m, n, k, seed, x_dtype, w_dtype, o_dtype, out_dtype = problem
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(m, k, generator=g).to(x_dtype)
@@ -66,12 +69,13 @@ def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, wi
     residual = torch.randn(m, n, generator=g).to(o_dtype) if with_residual else None
     y = L.linear(
         x, L.pack(weight, dtype=w_dtype), bias,
-        post_op=post_op, multiplier=multiplier, residual=residual, out_dtype=out_dtype,
+        post_op=post_op, multiplier=multiplier, residual=residual, residual_first=residual_first, out_dtype=out_dtype,
     )  # fmt: skip
     assert y.shape == (m, n)
     assert y.dtype is out_dtype
     assert y.is_contiguous()
-    expected = oracle(x, weight, bias, level, post_op=post_op, multiplier=multiplier, residual=residual)
+    operands = {"multiplier": multiplier, "residual": residual, "residual_first": residual_first}
+    expected = oracle(x, weight, bias, level, post_op=post_op, **operands)
     # The bound is on the whole and absolute near zero: post-ops squeeze large sums into small values.
     scale = max(1.0, expected.abs().max().item()) if m else 1.0
     rounding = 2**-8 if out_dtype is torch.bfloat16 else 4e-6
