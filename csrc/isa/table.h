@@ -5,6 +5,7 @@
 #include "../kernels/attention_call.h"
 #include "../kernels/convolution_call.h"
 #include "../kernels/linear.h"
+#include "../kernels/norm_call.h"
 
 namespace slipstream {
 
@@ -14,6 +15,7 @@ struct KernelTable {
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
+  void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);
   size_t (*attention_scratch)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
   void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);

@@ -17,6 +17,7 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
@@ -24,7 +25,8 @@
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation, amx::transpose,
+const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation,
+    amx::transpose, amx::norm,
     amx::attention_scratch, amx::attention,
     amx::gather_image, amx::convolution, amx::depthwise};
 }  // namespace slipstream

@@ -11,6 +11,7 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
@@ -18,7 +19,8 @@
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
-const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation, amx_emulated::transpose,
+const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation,
+    amx_emulated::transpose, amx_emulated::norm,
     amx_emulated::attention_scratch, amx_emulated::attention,
     amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise};
 }  // namespace slipstream

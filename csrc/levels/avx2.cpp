@@ -12,13 +12,15 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 
 namespace slipstream {
-const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation, avx2::transpose,
+const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation,
+    avx2::transpose, avx2::norm,
     avx2::attention_scratch, avx2::attention,
     avx2::gather_image, avx2::convolution, avx2::depthwise};
 }  // namespace slipstream

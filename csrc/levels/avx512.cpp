@@ -13,13 +13,15 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 
 namespace slipstream {
-const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation, avx512::transpose,
+const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation,
+    avx512::transpose, avx512::norm,
     avx512::attention_scratch, avx512::attention,
     avx512::gather_image, avx512::convolution, avx512::depthwise};
 }  // namespace slipstream

@@ -16,13 +16,15 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 
 namespace slipstream {
-const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation, avx512_bf16::transpose,
+const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation,
+    avx512_bf16::transpose, avx512_bf16::norm,
     avx512_bf16::attention_scratch, avx512_bf16::attention,
     avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise};
 }  // namespace slipstream

@@ -9,13 +9,15 @@
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
+#include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 
 namespace slipstream {
-const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation, baseline::transpose,
+const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation,
+    baseline::transpose, baseline::norm,
     baseline::attention_scratch, baseline::attention,
     baseline::gather_image, baseline::convolution, baseline::depthwise};
 }  // namespace slipstream

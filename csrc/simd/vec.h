@@ -97,6 +97,26 @@ SLIPSTREAM_INLINE void store_first(uint16_t* p, int64_t count, Vec v) {
 #endif
 }
 
+template <int... lane>
+SLIPSTREAM_INLINE VecI numbered(LaneList<lane...>) {
+  return VecI{lane...};
+}
+
+// v with zeros from lane `count` on.
+SLIPSTREAM_INLINE Vec first_lanes(Vec v, int64_t count) { return numbered(Lanes{}) < static_cast<int32_t>(count) ? v : Vec{}; }
+
+template <int distance, int... lane>
+SLIPSTREAM_INLINE Vec with_partners(Vec v, LaneList<lane...>) {
+  return v + __builtin_shufflevector(v, v, (lane ^ distance)...);
+}
+
+// The sum of all lanes, in every lane; pairs of halves, so four additions deep at most.
+SLIPSTREAM_INLINE Vec sum_of_lanes(Vec v) {
+  if constexpr (kWidth > 8) v = with_partners<8>(v, Lanes{});
+  if constexpr (kWidth > 4) v = with_partners<4>(v, Lanes{});
+  return with_partners<1>(with_partners<2>(v, Lanes{}), Lanes{});
+}
+
 SLIPSTREAM_INLINE Vec select(VecI condition, Vec a, Vec b) { return condition ? a : b; }
 // NaN in v comes through: a comparison with NaN is false, and then v is taken.
 SLIPSTREAM_INLINE Vec at_least(Vec v, Vec low) { return select(v < low, low, v); }

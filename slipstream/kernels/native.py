@@ -12,6 +12,7 @@ import torch
 
 from slipstream import env
 from slipstream.errors import NativeUnavailable, UsageError
+from slipstream.kernels import fakes
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Ascending; each level includes all before it."""
@@ -33,7 +34,7 @@ def _why_not_loaded() -> str | None:
         torch.ops.load_library(str(_LIBRARY))
     except (OSError, RuntimeError) as error:
         return f"the native extension did not load: {error}"
-    _register_fakes()
+    fakes.register()
     forced = env.read(env.ISA)
     if forced is not None:
         use_level(forced)
@@ -94,59 +95,3 @@ def level(name: str) -> Iterator[None]:
         yield
     finally:
         use_level(before)
-
-
-def _register_fakes() -> None:
-    """Shapes and dtypes of the operators' results, for dynamo, export and torch.compile."""
-
-    @torch.library.register_fake("slipstream::pack_linear")
-    def _(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
-        n, k = weight.shape
-        columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k
-        return weight.new_empty(columns * depth, dtype=torch.bfloat16 if bfloat16 else torch.float32)
-
-    @torch.library.register_fake("slipstream::linear")
-    def _(
-        x: torch.Tensor, packed: torch.Tensor, n: int, k: int, bias: torch.Tensor | None, post_op: int,
-        multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool, residual_first: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
-        return x.new_empty((*x.shape[:-1], n), dtype=torch.bfloat16 if bfloat16_out else torch.float32)
-
-    @torch.library.register_fake("slipstream::activation")
-    def _(x: torch.Tensor, post_op: int, bfloat16_out: bool) -> torch.Tensor:
-        return torch.empty_like(x, dtype=torch.bfloat16 if bfloat16_out else torch.float32)
-
-    @torch.library.register_fake("slipstream::transpose")
-    def _(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
-        batch, rows, columns = x.shape
-        return x.new_empty(batch, columns, rows, dtype=torch.bfloat16 if bfloat16_out else torch.float32)
-
-    @torch.library.register_fake("slipstream::attention")
-    def _(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float,
-        bfloat16: bool, bfloat16_out: bool,
-    ) -> torch.Tensor:  # fmt: skip
-        batch, heads, length, _ = query.shape
-        dtype = torch.bfloat16 if bfloat16_out else torch.float32
-        return query.new_empty(batch, length, heads, value.shape[3], dtype=dtype).transpose(1, 2)
-
-    @torch.library.register_fake("slipstream::pack_convolution")
-    def _(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
-        out, ins, height, width = weight.shape
-        halves = bfloat16 and ins > 1
-        depth, line = (2, 32) if halves else (1, 16)
-        elements = (ins + depth - 1) // depth * depth * height * width
-        row = ((elements + line - 1) // line | 1) * line
-        return weight.new_empty(out, row, dtype=torch.bfloat16 if halves else torch.float32)
-
-    @torch.library.register_fake("slipstream::convolution")
-    def _(
-        x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, groups: int, numbers: list[int], post_op: int,
-        residual: torch.Tensor | None, bfloat16_out: bool,
-    ) -> torch.Tensor:  # fmt: skip
-        kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
-        size = [
-            (x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)
-        ]
-        dtype = torch.bfloat16 if bfloat16_out else torch.float32
-        return x.new_empty(x.shape[0], packed.shape[0], *size, dtype=dtype)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes, strides and dtypes of the native operators' results, for dynamo, export and torch.compile. One function an operator,
+of its name and with its schema's arguments; what they mean stands in csrc/bind.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def register() -> None:
+    """Tell torch of them all; once, when the extension has been loaded."""
+    for fake in FAKES:
+        torch.library.register_fake(f"slipstream::{fake.__name__}")(fake)
+
+
+def _dtype(bfloat16: bool) -> torch.dtype:
+    return torch.bfloat16 if bfloat16 else torch.float32
+
+
+def pack_linear(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+    n, k = weight.shape
+    columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k
+    return weight.new_empty(columns * depth, dtype=_dtype(bfloat16))
+
+
+def linear(
+    x: torch.Tensor, packed: torch.Tensor, n: int, k: int, bias: torch.Tensor | None, post_op: int,
+    multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool, residual_first: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], n), dtype=_dtype(bfloat16_out))
+
+
+def activation(x: torch.Tensor, post_op: int, bfloat16_out: bool) -> torch.Tensor:
+    return torch.empty_like(x, dtype=_dtype(bfloat16_out))
+
+
+def norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float,
+    centred: bool, one_more: bool, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    return x.new_empty(x.shape, dtype=_dtype(bfloat16_out))
+
+
+def norm_of_sum(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float,
+    centred: bool, one_more: bool, bfloat16_sum: bool, bfloat16_out: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    return x.new_empty(x.shape, dtype=_dtype(bfloat16_sum)), x.new_empty(x.shape, dtype=_dtype(bfloat16_out))
+
+
+def transpose(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
+    batch, rows, columns = x.shape
+    return x.new_empty(batch, columns, rows, dtype=_dtype(bfloat16_out))
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float,
+    bfloat16: bool, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    batch, heads, length, _ = query.shape
+    dtype = _dtype(bfloat16_out)
+    return query.new_empty(batch, length, heads, value.shape[3], dtype=dtype).transpose(1, 2)
+
+
+def pack_convolution(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+    out, ins, height, width = weight.shape
+    halves = bfloat16 and ins > 1
+    depth, line = (2, 32) if halves else (1, 16)
+    elements = (ins + depth - 1) // depth * depth * height * width
+    row = ((elements + line - 1) // line | 1) * line
+    return weight.new_empty(out, row, dtype=_dtype(halves))
+
+
+def convolution(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, groups: int, numbers: list[int], post_op: int,
+    residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
+    size = [(x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)]
+    dtype = _dtype(bfloat16_out)
+    return x.new_empty(x.shape[0], packed.shape[0], *size, dtype=dtype)
+
+
+FAKES = (pack_linear, linear, activation, norm, norm_of_sum, transpose, attention, pack_convolution, convolution)
