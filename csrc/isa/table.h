@@ -4,6 +4,7 @@
 
 #include "../kernels/attention_call.h"
 #include "../kernels/convolution_call.h"
+#include "../kernels/depthwise_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/norm_call.h"
 
@@ -21,6 +22,7 @@ struct KernelTable {
   void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
   void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
+  void (*depthwise_last)(const DepthwiseCall& call, const DepthwisePart& part);  // channels last
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;

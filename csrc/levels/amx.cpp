@@ -22,12 +22,14 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
 const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation,
     amx::transpose, amx::norm,
     amx::attention_scratch, amx::attention,
-    amx::gather_image, amx::convolution, amx::depthwise};
+    amx::gather_image, amx::convolution, amx::depthwise,
+    amx::depthwise_last};
 }  // namespace slipstream
 #endif

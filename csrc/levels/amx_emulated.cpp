@@ -16,11 +16,13 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 #include "../kernels/amx/linear.h"
 
 namespace slipstream {
 const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_emulated::amx_linear, amx_emulated::activation,
     amx_emulated::transpose, amx_emulated::norm,
     amx_emulated::attention_scratch, amx_emulated::attention,
-    amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise};
+    amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise,
+    amx_emulated::depthwise_last};
 }  // namespace slipstream

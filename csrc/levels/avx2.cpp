@@ -17,11 +17,13 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 
 namespace slipstream {
 const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation,
     avx2::transpose, avx2::norm,
     avx2::attention_scratch, avx2::attention,
-    avx2::gather_image, avx2::convolution, avx2::depthwise};
+    avx2::gather_image, avx2::convolution, avx2::depthwise,
+    avx2::depthwise_last};
 }  // namespace slipstream
 #endif

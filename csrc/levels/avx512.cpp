@@ -18,11 +18,13 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 
 namespace slipstream {
 const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation,
     avx512::transpose, avx512::norm,
     avx512::attention_scratch, avx512::attention,
-    avx512::gather_image, avx512::convolution, avx512::depthwise};
+    avx512::gather_image, avx512::convolution, avx512::depthwise,
+    avx512::depthwise_last};
 }  // namespace slipstream
 #endif

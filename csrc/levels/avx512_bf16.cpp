@@ -21,11 +21,13 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 
 namespace slipstream {
 const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation,
     avx512_bf16::transpose, avx512_bf16::norm,
     avx512_bf16::attention_scratch, avx512_bf16::attention,
-    avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise};
+    avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
+    avx512_bf16::depthwise_last};
 }  // namespace slipstream
 #endif

@@ -14,10 +14,12 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise.h"
 
 namespace slipstream {
 const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation,
     baseline::transpose, baseline::norm,
     baseline::attention_scratch, baseline::attention,
-    baseline::gather_image, baseline::convolution, baseline::depthwise};
+    baseline::gather_image, baseline::convolution, baseline::depthwise,
+    baseline::depthwise_last};
 }  // namespace slipstream

@@ -76,10 +76,29 @@ def convolution(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, groups: int, numbers: list[int], post_op: int,
     residual: torch.Tensor | None, bfloat16_out: bool,
 ) -> torch.Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], packed.shape[0], *_image_size(x, numbers), dtype=_dtype(bfloat16_out))
+
+
+def pack_depthwise(weight: torch.Tensor) -> torch.Tensor:
+    channels, _, height, width = weight.shape
+    return weight.new_empty(2 * ((channels + 31) // 32 * 32) * height * width, dtype=torch.float32)
+
+
+def depthwise(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, numbers: list[int], post_op: int,
+    residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    size = (*x.shape[:2], *_image_size(x, numbers))
+    return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
+
+
+def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
+    """Height and width of what a convolution makes of x; numbers: kernel, stride, padding, dilation, two each."""
     kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
-    size = [(x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)]
-    dtype = _dtype(bfloat16_out)
-    return x.new_empty(x.shape[0], packed.shape[0], *size, dtype=dtype)
+    return [(x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)]
 
 
-FAKES = (pack_linear, linear, activation, norm, norm_of_sum, transpose, attention, pack_convolution, convolution)
+FAKES = (
+    pack_linear, linear, activation, norm, norm_of_sum, transpose, attention, pack_convolution, convolution, pack_depthwise,
+    depthwise,
+)  # fmt: skip

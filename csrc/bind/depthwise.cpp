@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// slipstream::pack_depthwise and slipstream::depthwise: depthwise convolution, channels last on both sides.
+#include <cstring>
+#include <optional>
+
+#include "../isa/level.h"
+#include "element.h"
+#include "tensor_rows.h"
+
+namespace slipstream {
+namespace {
+
+// Multiplications below which another thread costs more than it brings: 5 us at about 30 a nanosecond.
+constexpr int64_t kWorthAThread = 150'000;
+
+constexpr int64_t kMostTaps = 121;
+
+// weight [channels, 1, kh, kw] -> float32, 1-D: see kernels/depthwise_call.h.
+Tensor pack_depthwise(const Tensor& weight_in) {
+  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(1) == 1, "weight: not of shape [channels, 1, height, width]");
+  const Tensor weight = torch::stable::contiguous(weight_in);
+  const ElementType from = element_type(weight, "weight");
+  const int64_t channels = weight.size(0), taps = weight.size(2) * weight.size(3);
+  STD_TORCH_CHECK(taps <= kMostTaps, "weight: kernels of more than 121 taps are not supported");
+  const int64_t size = packed_channels(channels) * taps;
+  Tensor packed = empty({2 * size}, ScalarType::Float);
+  float* to = static_cast<float*>(packed.data_ptr());
+  std::memset(to, 0, static_cast<size_t>(2 * size) * sizeof(float));
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t lane = c % kBlockChannels, split = lane % 2 * (kBlockChannels / 2) + lane / 2;
+    float* block = to + (c - lane) * taps;
+    for (int64_t t = 0; t < taps; ++t) {
+      const float value = to_float(weight.data_ptr(), from, c * taps + t);
+      block[t * kBlockChannels + lane] = value;
+      block[size + t * kBlockChannels + split] = value;
+    }
+  }
+  return packed;
+}
+
+Images as_images(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == 4, argument, ": not of shape [batch, channels, height, width]");
+  STD_TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1 || tensor.numel() == 0, argument,
+                  ": channels are not innermost; convert it with .contiguous(memory_format=torch.channels_last)");
+  Images images;
+  images.type = element_type(tensor, argument);
+  images.data = tensor.data_ptr();
+  images.image = tensor.stride(0);
+  images.row = tensor.stride(2);
+  images.pixel = tensor.stride(3);
+  return images;
+}
+
+// numbers: kernel, stride, padding, dilation, of two dimensions each.
+DepthwiseCall call_for(const Tensor& x, const Tensor& packed, const std::vector<int64_t>& numbers) {
+  STD_TORCH_CHECK(numbers.size() == 8, "numbers: not kernel, stride, padding, dilation of two dimensions");
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 ? 0 : 1), "numbers: kernel, stride, dilation from 1, padding from 0");
+  }
+  DepthwiseCall call;
+  call.x = as_images(x, "x");
+  call.channels = x.size(1);
+  call.height = x.size(2);
+  call.width = x.size(3);
+  call.kernel_height = numbers[0];
+  call.kernel_width = numbers[1];
+  call.stride_height = numbers[2];
+  call.stride_width = numbers[3];
+  call.padding_height = numbers[4];
+  call.padding_width = numbers[5];
+  call.dilation_height = numbers[6];
+  call.dilation_width = numbers[7];
+  STD_TORCH_CHECK(call.taps() <= kMostTaps, "kernel: more than 121 taps");
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
+                      packed.numel() == 2 * packed_channels(call.channels) * call.taps(),
+                  "packed: not packed for these sizes");
+  call.weight = static_cast<const float*>(packed.data_ptr());
+  const int64_t reach_h = (call.kernel_height - 1) * call.dilation_height, reach_w = (call.kernel_width - 1) * call.dilation_width;
+  const int64_t room_h = call.height + 2 * call.padding_height - reach_h - 1;
+  const int64_t room_w = call.width + 2 * call.padding_width - reach_w - 1;
+  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "x: smaller than the kernel");
+  call.out_height = room_h / call.stride_height + 1;
+  call.out_width = room_w / call.stride_width + 1;
+  return call;
+}
+
+// Threads take rows of images; where those are few, shares of the channels of a row too.
+void run(const DepthwiseCall& call, int64_t images) {
+  const auto kernel = table().depthwise_last;
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t rows = images * call.out_height, blocks = packed_channels(call.channels) / kBlockChannels;
+  const int64_t shares = rows >= 8 * threads ? 1 : blocks < threads ? blocks : threads;
+  const int64_t grain = 1 + kWorthAThread * shares / (call.out_width * call.channels * call.taps() + 1);
+  torch::stable::parallel_for(0, shares * rows, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t share = begin / rows, first = begin % rows;
+      const int64_t last = end - begin < rows - first ? first + end - begin : rows;
+      kernel(call, {first, last, blocks * share / shares, blocks * (share + 1) / shares});
+      begin += last - first;
+    }
+  });
+}
+
+// y [batch, channels, oh, ow] = post_op(conv(x) + bias + residual), channels last.
+Tensor depthwise(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, std::vector<int64_t> numbers, int64_t post_op,
+                 std::optional<Tensor> residual, bool bfloat16_out) {
+  DepthwiseCall call = call_for(x, packed, numbers);
+  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
+  call.post_op = static_cast<PostOp>(post_op);
+  call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
+  const int64_t images = x.size(0), channels = call.channels, line = call.out_width * channels;
+  Tensor y = empty_strided({images, channels, call.out_height, call.out_width}, {call.out_height * line, 1, line, channels},
+                           scalar_type(call.y_type));
+  call.y = y.data_ptr();
+  Tensor bias_holder;
+  if (bias) {
+    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->dim() == 1 && bias->size(0) == channels,
+                    "bias: not a float32 vector of channels");
+    bias_holder = torch::stable::contiguous(*bias);
+    call.bias = static_cast<const float*>(bias_holder.data_ptr());
+  }
+  if (residual) {
+    call.residual = as_images(*residual, "residual");
+    STD_TORCH_CHECK(residual->size(0) == images && residual->size(1) == channels && residual->size(2) == call.out_height &&
+                        residual->size(3) == call.out_width,
+                    "residual: not of the output's shape");
+  }
+  if (y.numel() > 0) run(call, images);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
+  library.def("pack_depthwise(Tensor weight) -> Tensor");
+  library.def(
+      "depthwise(Tensor x, Tensor packed, Tensor? bias, int[] numbers, int post_op, Tensor? residual, bool bfloat16_out) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) {
+  library.impl("pack_depthwise", TORCH_BOX(&pack_depthwise));
+  library.impl("depthwise", TORCH_BOX(&depthwise));
+}
+
+}  // namespace slipstream
