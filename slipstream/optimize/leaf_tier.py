@@ -18,7 +18,7 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import gates, guards, names, packs
+from slipstream.optimize import dynamo, gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.options import Options, forget_what_was_said, say_once, set_up
 from slipstream.optimize.pieces import dropout
@@ -93,6 +93,7 @@ def open_slots() -> None:
     know_transformers()
     packs.watch_data()
     gates.stand_aside_in_trace_checks()
+    dynamo.leave_our_frames_alone()
     for leaf in PIECES:
         if SLOT not in leaf.__dict__:
             setattr(leaf, SLOT, _Slot())
