@@ -112,8 +112,8 @@ inline void pack_values(const AttentionCall& call, uint8_t* to) {
             uint16_t halves[2 * kWidth];
             store(halves, value(key, column));
             store(halves + kWidth, value(key + 1, column));
-            const VecU low = __builtin_convertvector(*reinterpret_cast<const VecHInMemory*>(halves), VecU);
-            const VecU high = __builtin_convertvector(*reinterpret_cast<const VecHInMemory*>(halves + kWidth), VecU);
+            const VecU low = widened(*reinterpret_cast<const VecHInMemory*>(halves));
+            const VecU high = widened(*reinterpret_cast<const VecHInMemory*>(halves + kWidth));
             store(reinterpret_cast<float*>(to) + c, reinterpret_cast<Vec>(low | (high << 16)));
           }
         }

@@ -50,8 +50,8 @@ SLIPSTREAM_INLINE Vec interleave_bf16(Vec a, Vec b) {
   uint16_t halves[2 * kWidth];
   store(halves, a);
   store(halves + kWidth, b);
-  const VecU low = __builtin_convertvector(*reinterpret_cast<const VecHInMemory*>(halves), VecU);
-  const VecU high = __builtin_convertvector(*reinterpret_cast<const VecHInMemory*>(halves + kWidth), VecU);
+  const VecU low = widened(*reinterpret_cast<const VecHInMemory*>(halves));
+  const VecU high = widened(*reinterpret_cast<const VecHInMemory*>(halves + kWidth));
   return reinterpret_cast<Vec>(low | (high << 16));
 }
 

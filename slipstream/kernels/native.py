@@ -34,7 +34,10 @@ def _why_not_loaded() -> str | None:
         torch.ops.load_library(str(_LIBRARY))
     except (OSError, RuntimeError) as error:
         return f"the native extension did not load: {error}"
-    fakes.register()
+    try:
+        fakes.register()
+    except RuntimeError as error:
+        return f"the native extension is not of this version ({error}): build it again; the plain-torch twins serve"
     forced = env.read(env.ISA)
     if forced is not None:
         use_level(forced)
