@@ -21,12 +21,13 @@ from slipstream.optimize.options import Options
 from slipstream.optimize.pieces import layouts
 from slipstream.optimize.pieces.followers import Followers
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
-from slipstream.optimize.pieces.piece import Piece, Tensors
+from slipstream.optimize.pieces.piece import Tensors
+from slipstream.optimize.pieces.weight_layer import WeightLayerPiece
 
 _ops = torch.ops.mkldnn
 
 
-class ConvolutionPiece(Piece):
+class ConvolutionPiece(WeightLayerPiece):
     """nn.Conv1d, Conv2d, Conv3d and their transposes."""
 
     act = "prepacked convolution"
@@ -35,10 +36,8 @@ class ConvolutionPiece(Piece):
     def __init__(
         self, module: nn.Module, name: str, options: Options, followers: Followers | None = None
     ) -> None:
-        super().__init__(module, name, options)
+        super().__init__(module, name, options, followers)
         conv: Any = module
-        self.followers = followers or Followers()
-        self.act += self.followers.words()
         self.transposed: bool = conv.transposed
         self.rank = len(conv.kernel_size)
         self.settings = _settings(conv)
@@ -46,11 +45,7 @@ class ConvolutionPiece(Piece):
         self.numbers = _numbers(conv)
 
     def tensors(self, module: nn.Module) -> Tensors | None:
-        parameters = module.__dict__["_parameters"]
-        weight = parameters.get("weight")
-        if weight is None or _settings(module) != self.settings or not self.followers.still_hold():
-            return None
-        return (weight, parameters.get("bias"), *self.followers.tensors())
+        return super().tensors(module) if _settings(module) == self.settings else None
 
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
         if x.dim() != self.rank + 2 or x.size(1) != self.in_channels or not x.numel():
@@ -58,18 +53,14 @@ class ConvolutionPiece(Piece):
         return x.dtype, self._comes_out_channels_last(x), x.numel().bit_length()
 
     def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
-        weight = tensors[0]
-        assert weight is not None
-        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
-            return "input, weight and bias differ in dtype"
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"no kernel for {weight.dtype}"
+        dtype = self.weight_dtype(x, tensors)
+        if isinstance(dtype, str):
+            return dtype
         if isinstance(self.numbers, str):
             return self.numbers
-        dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
         if dtype == torch.bfloat16 and not onednn_has_bfloat16():
             return "torch's oneDNN has no bfloat16 on this machine"
-        if self.options.low_memory and dtype == weight.dtype == torch.float32:
+        if self.would_be_a_copy(tensors, dtype):
             return "low memory: a float32 pack would be a second copy"
         return dtype
 
@@ -78,15 +69,6 @@ class ConvolutionPiece(Piece):
         assert weight is not None
         norm = self.followers.norm
         return ("convolution", self.transposed, tuple(weight.shape), self.settings, dtype, norm is not None)
-
-    def sources(self, tensors: Tensors) -> Tensors:
-        return tensors if self.followers.norm is not None else tensors[:1]
-
-    def variant(self) -> Hashable:
-        return id(self.followers.norm)
-
-    def post_name(self) -> str:
-        return self.followers.words()
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors
@@ -180,8 +162,6 @@ class ConvolutionPiece(Piece):
         # a contiguous row of pixels can still count as channels last, where there is one channel
         return 1 in x.shape and x.is_contiguous() and layouts.is_channels_last(x.unsqueeze(2))
 
-    has_replay = True
-
     def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         weight, bias, *rest = tensors
         conv: Any = module
@@ -192,9 +172,6 @@ class ConvolutionPiece(Piece):
         else:
             y = conv._conv_forward(x, weight, bias)
         return self.followers.replay(y, tuple(rest))
-
-    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return self.followers.apply(module.forward(x))
 
 
 def _settings(conv: Any) -> tuple[Any, ...]:

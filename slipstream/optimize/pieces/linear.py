@@ -14,7 +14,8 @@ from slipstream.kernels import native
 from slipstream.optimize import guards
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.followers import Followers
-from slipstream.optimize.pieces.piece import Piece, Tensors
+from slipstream.optimize.pieces.piece import Tensors
+from slipstream.optimize.pieces.weight_layer import WeightLayerPiece
 
 
 def onednn_has_bfloat16() -> bool:
@@ -22,25 +23,16 @@ def onednn_has_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class LinearPiece(Piece):
+class LinearPiece(WeightLayerPiece):
     act = "packed linear"
     depth_axis = 1
 
     def __init__(
         self, module: nn.Linear, name: str, options: Options, followers: Followers | None = None
     ) -> None:
-        super().__init__(module, name, options)
-        self.followers = followers or Followers()
-        self.act += self.followers.words()
+        super().__init__(module, name, options, followers)
         self.depth = module.in_features
         self.width = module.out_features
-
-    def tensors(self, module: nn.Module) -> Tensors | None:
-        parameters = module.__dict__["_parameters"]
-        weight = parameters.get("weight")
-        if weight is None or not self.followers.still_hold():
-            return None
-        return (weight, parameters.get("bias"), *self.followers.tensors())
 
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
         if x.dim() == 0 or x.size(-1) != self.depth:
@@ -51,20 +43,18 @@ class LinearPiece(Piece):
         return (x.dtype, rows.bit_length()) if rows else None
 
     def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
+        dtype = self.weight_dtype(x, tensors)
+        if isinstance(dtype, str):
+            return dtype
         weight = tensors[0]
         assert weight is not None
-        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
-            return "input, weight and bias differ in dtype"
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"no kernel for {weight.dtype}"
         if weight.dim() != 2 or weight.shape[self.depth_axis] != self.depth:
             return "the weight has another shape than its layer"
-        dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
         if not native.available() and dtype == torch.float32:
             return f"float32 is left to torch: {native.reason()}"
         if not native.available() and not onednn_has_bfloat16():
             return f"no bfloat16 multiplication here: {native.reason()}"
-        if self.options.low_memory and dtype == weight.dtype == torch.float32:
+        if self.would_be_a_copy(tensors, dtype):
             return "low memory: a float32 pack would be a second copy"
         return dtype
 
@@ -72,15 +62,6 @@ class LinearPiece(Piece):
         weight = tensors[0]
         assert weight is not None
         return ("linear", tuple(weight.shape), dtype, self.followers.norm is not None)
-
-    def sources(self, tensors: Tensors) -> Tensors:
-        return tensors if self.followers.norm is not None else tensors[:1]
-
-    def variant(self) -> Hashable:
-        return id(self.followers.norm)
-
-    def post_name(self) -> str:
-        return self.followers.words()
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors
@@ -112,15 +93,10 @@ class LinearPiece(Piece):
         part = x if rows <= wanted else x.reshape(rows, self.depth)[:wanted]
         return part.detach(), float(rows * row_macs)
 
-    has_replay = True
-
     def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         weight, bias, *rest = tensors
         assert weight is not None
         return self.followers.replay(nn.functional.linear(x, weight, bias), tuple(rest))
-
-    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return self.followers.apply(module.forward(x))
 
 
 class TransposedLinearPiece(LinearPiece):
@@ -130,8 +106,7 @@ class TransposedLinearPiece(LinearPiece):
     depth_axis = 0
 
     def __init__(self, module: Any, name: str, options: Options) -> None:
-        Piece.__init__(self, module, name, options)
-        self.followers = Followers()
+        WeightLayerPiece.__init__(self, module, name, options)
         self.depth, self.width = module.weight.shape
 
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What linear layers and convolutions have in common as pieces: a weight, a bias, and followers to fold in or to fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import nn
+
+from slipstream.optimize.options import Options
+from slipstream.optimize.pieces.followers import Followers
+from slipstream.optimize.pieces.piece import Piece, Tensors
+
+
+class WeightLayerPiece(Piece):
+    """Packs depend on the weight alone, and with a norm behind it on all that the norm folds into the weight."""
+
+    has_replay = True
+
+    def __init__(self, module: nn.Module, name: str, options: Options, followers: Followers | None = None) -> None:
+        super().__init__(module, name, options)
+        self.followers = followers or Followers()
+        self.act += self.followers.words()
+
+    def tensors(self, module: nn.Module) -> Tensors | None:
+        parameters = module.__dict__["_parameters"]
+        weight = parameters.get("weight")
+        if weight is None or not self.followers.still_hold():
+            return None
+        return (weight, parameters.get("bias"), *self.followers.tensors())
+
+    def weight_dtype(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
+        """The dtype to multiply in as far as the dtypes of input and weights decide, or why they do not fit."""
+        weight = tensors[0]
+        assert weight is not None
+        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
+            return "input, weight and bias differ in dtype"
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"no kernel for {weight.dtype}"
+        return torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
+
+    def would_be_a_copy(self, tensors: Tensors, dtype: torch.dtype) -> bool:
+        """Whether a pack in this dtype is what ``low_memory`` forbids: a second float32 copy of the weight."""
+        weight = tensors[0]
+        assert weight is not None
+        return self.options.low_memory and dtype == weight.dtype == torch.float32
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        return tensors if self.followers.norm is not None else tensors[:1]
+
+    def variant(self) -> Hashable:
+        return id(self.followers.norm)
+
+    def post_name(self) -> str:
+        return self.followers.words()
+
+    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.followers.apply(module.forward(x))
