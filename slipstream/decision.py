@@ -8,7 +8,7 @@ Every part of Slipstream that chooses between ways of doing something says so he
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -36,10 +36,15 @@ class DecisionLog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_what: dict[str, Decision] = {}
+        self.listener: Callable[[Decision], None] | None = None
+        """Told of each decision that says something new of its ``what``; must not raise."""
 
     def add(self, decision: Decision) -> Decision:
         with self._lock:
+            before = self._by_what.get(decision.what)
             self._by_what[decision.what] = decision
+        if self.listener is not None and _says_more(decision, before):
+            self.listener(decision)
         return decision
 
     def note(self, what: str, taken: bool, reason: str, **figures: float) -> Decision:
@@ -57,6 +62,10 @@ class DecisionLog:
     def __len__(self) -> int:
         with self._lock:
             return len(self._by_what)
+
+
+def _says_more(decision: Decision, before: Decision | None) -> bool:
+    return before is None or (before.taken, before.reason) != (decision.taken, decision.reason)
 
 
 log = DecisionLog()

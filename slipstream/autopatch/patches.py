@@ -30,6 +30,7 @@ PATCHES = (
         "slipstream.optimize.options:set_matmul_precision",
         "slipstream.optimize.options:restore_matmul_precision",
     ),
+    Patch("accounts", "slipstream.optimize.accounts:install", "slipstream.optimize.accounts:uninstall"),
     Patch("leaf tier", "slipstream.optimize.leaf_tier:install", "slipstream.optimize.leaf_tier:uninstall"),
     Patch(
         "transformers' layers",

@@ -11,21 +11,25 @@ import atexit
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from slipstream import env
 from slipstream.autopatch import own_failures
-from slipstream.decision import log
+from slipstream.decision import Decision, log
 
 if TYPE_CHECKING:
     from slipstream.autopatch.settings import Settings
 
 _state: dict[str, Any] = {"verbose": False, "armed": False}
+_stderr = sys.stderr
+"""Whatever the script puts in its place later is the script's."""
 
 
 def write_at_exit(settings: Settings) -> None:
     """Arm the report of this process and of the children that it forks."""
     _state["verbose"] = settings.verbose
+    log.listener = _say if settings.verbose else None
     if _state["armed"]:
         return
     _state["armed"] = True
@@ -42,6 +46,7 @@ def contents() -> dict[str, object]:
         "instance": _instance(),
         "decisions": decisions,
         "summary": summary(),
+        **_accounts(),
     }
 
 
@@ -52,7 +57,7 @@ def summary() -> dict[str, object]:
     options = sys.modules.get("slipstream.optimize.options")
     if options is not None:
         found["setup_s"] = round(options.set_up.spent_s, 4)
-        found["packed_mb"] = round(options.set_up.packed_bytes / 1e6, 3)
+        found["packed_mb"] = round(options.set_up.most_packed_bytes / 1e6, 3)
     return found
 
 
@@ -63,19 +68,29 @@ def finish() -> None:
         if folder is not None:
             _write(folder)
         if _state["verbose"]:
-            sys.stderr.write(as_text())
+            figures = ", ".join(f"{name} {value}" for name, value in summary().items())
+            _stderr.write(f"slipstream: process {os.getpid()} ends: {figures}\n")
     except Exception as error:  # noqa: BLE001 - the script is over; its exit code must stay its own
         own_failures.note("report", error)
 
 
-def as_text() -> str:
-    """The decisions as lines for a person."""
-    lines = [f"slipstream: process {os.getpid()}"]
-    for decision in log:
-        figures = ", ".join(f"{name} {value:.3g}" for name, value in decision.figures.items())
-        mark = "+" if decision.taken else "-"
-        lines.append(f"  {mark} {decision.what}: {decision.reason}" + (f" ({figures})" if figures else ""))
-    return "\n".join(lines) + "\n"
+def as_line(decision: Decision) -> str:
+    """A decision for a person."""
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in decision.figures.items())
+    mark = "+" if decision.taken else "-"
+    return f"slipstream: {mark} {decision.what}: {decision.reason}" + (f" ({figures})" if figures else "") + "\n"
+
+
+def _say(decision: Decision) -> None:
+    """As it is made, amid the script's own call: nothing may come of it."""
+    with suppress(Exception):
+        _stderr.write(as_line(decision))
+
+
+def _accounts() -> dict[str, object]:
+    """What the pieces did, once there are any; by `sys.modules`, because this part imports none above it."""
+    accounts = sys.modules.get("slipstream.optimize.accounts")
+    return {} if accounts is None else dict(accounts.contents())
 
 
 def _write(folder: str) -> None:

@@ -20,6 +20,7 @@ class Settings:
     ``children`` says whether processes that the script starts are covered too. ``budget_s`` bounds the
     seconds that packing and guarding may take in one process. ``low_memory`` packs nothing that would be a
     second float32 copy of a weight.
+    ``decides_only`` plans, packs and checks each piece, and lets the original answer (`slipstream inspect`).
     """
 
     dtype: str = "float32"
@@ -29,6 +30,7 @@ class Settings:
     children: bool = True
     budget_s: float | None = None
     low_memory: bool = False
+    decides_only: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

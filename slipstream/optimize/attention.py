@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from slipstream import env
 from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
-from slipstream.optimize import gates, guards
+from slipstream.optimize import accounts, gates, guards, names
 from slipstream.optimize.options import set_up
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
@@ -27,7 +28,9 @@ NAME = "scaled_dot_product_attention"
 _original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
 _verdicts: dict[Hashable, bool] = {}
 _contiguous: set[Hashable] = set()
+_accounts: dict[Hashable, accounts.Account] = {}
 _wanted: list[torch.dtype] = []
+_decides_only: list[bool] = []
 _lock = threading.Lock()
 
 
@@ -122,7 +125,11 @@ def install(settings: Any) -> None:
     dtype = getattr(torch, settings.dtype)
     if not native.available() and (dtype == torch.float32 or not onednn_has_bfloat16()):
         return
+    if not names.are_wanted(NAME):
+        log.note("attention: kernel", False, f"{env.ONLY} or {env.SKIP} leaves {NAME} out")
+        return
     _wanted[:] = [dtype]
+    _decides_only[:] = [True] if settings.decides_only else []
     setattr(functional, NAME, scaled_dot_product_attention)
     # torch.jit knows what a name means by the identity of the function behind it
     torch.jit._builtins._register_builtin(scaled_dot_product_attention, f"aten::{NAME}")
@@ -133,6 +140,7 @@ def uninstall() -> None:
     _wanted.clear()
     _verdicts.clear()
     _contiguous.clear()
+    _accounts.clear()
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -160,11 +168,21 @@ def _answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | Non
         verdict = _verdicts.get(size)
         if verdict is None:
             verdict = _consider(call, size, dtype)
-        return _with_strides(call.fast(dtype), size) if verdict else None
+        return _served(call, dtype, size) if verdict else None
     except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, and ours is not tried again
         log.note("attention: kernel", False, f"slipstream failed and the original runs: {error!r}")
         _wanted.clear()
         return None
+
+
+def _served(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor | None:
+    account = _accounts[size]
+    account.calls += 1
+    if _decides_only:
+        return None
+    if account.calls == account.next_timed:
+        return accounts.timed(account, lambda: _with_strides(call.fast(dtype), size))  # type: ignore[no-any-return]
+    return _with_strides(call.fast(dtype), size)
 
 
 def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
@@ -205,6 +223,8 @@ def _with_strides(y: torch.Tensor, size: Hashable) -> torch.Tensor:
 
 
 def _decide(size: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:
+    _accounts[size] = accounts.Account("scaled_dot_product_attention", "function")
+    accounts.enter(what, _accounts[size])
     _verdicts[size] = taken
     log.note(what, taken, why, **figures)
     return taken

@@ -81,6 +81,20 @@ def module_is_plain(module: torch.nn.Module) -> bool:
     )
 
 
+def why_not_plain(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The sentence for the report where a call was left to the original before anything was decided."""
+    reasons = (
+        (not module_is_plain(module), "it has hooks or a forward of its own"),
+        (_autocast("cpu"), "the script's own autocast is on, and its choice stands"),
+        (not call_is_plain(), "torch was tracing or transforming, or a mode was on: that wants the original operators"),
+        (len(args) != 1 or bool(kwargs), "called otherwise than with one argument"),
+        (bool(args) and not tensor_is_plain(args[0]), "the input is no plain CPU tensor"),
+        (torch.is_grad_enabled(), "gradients were recorded"),
+    )
+    why = next((sentence for holds, sentence in reasons if holds), "the call was not fit for packed weights")
+    return f"stood aside at first: {why}"
+
+
 def tensor_is_plain(tensor: Any) -> bool:
     """A strided CPU tensor, of torch's own class."""
     return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided

@@ -67,7 +67,7 @@ class _Slot:
 def install(settings: Any) -> None:
     """Cover every module of the process. ``settings`` is autopatch's Settings."""
     set_up.budget_s = settings.budget_s
-    options = Options(getattr(torch, settings.dtype), settings.low_memory)
+    options = Options(getattr(torch, settings.dtype), settings.low_memory, settings.decides_only)
     _everywhere[:] = [options]
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())

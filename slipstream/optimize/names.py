@@ -8,6 +8,8 @@ being called, and the path is looked up there: "BertModel.encoder.layer.0.attent
 from __future__ import annotations
 
 import fnmatch
+import functools
+import re
 import sys
 import weakref
 from collections import Counter
@@ -16,6 +18,7 @@ from types import FrameType
 from torch import nn
 
 from slipstream import env
+from slipstream.optimize import accounts
 
 _CALL = nn.Module._wrapped_call_impl.__code__
 
@@ -40,14 +43,22 @@ def of(module: nn.Module) -> str:
 
 def are_wanted(name: str) -> bool:
     """Whether SLIPSTREAM_ONLY and SLIPSTREAM_SKIP let this name through."""
-    path = name.partition(".")[2]
-
-    def matches(patterns: str) -> bool:
-        texts = [text.strip() for text in patterns.split(",") if text.strip()]
-        return any(fnmatch.fnmatchcase(part, text) for text in texts for part in (name, path))
-
+    both = name, name.partition(".")[2]
     only, skip = env.read(env.ONLY), env.read(env.SKIP)
-    return (only is None or matches(only)) and not (skip is not None and matches(skip))
+    return (only is None or _matches(only, both)) and not (skip is not None and _matches(skip, both))
+
+
+def _matches(patterns: str, names: tuple[str, ...]) -> bool:
+    whole, compiled = _read_patterns(patterns)
+    return any(name in whole or any(pattern.match(name) for pattern in compiled) for name in names)
+
+
+@functools.lru_cache(4)
+def _read_patterns(patterns: str) -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
+    """Names that stand for themselves, which a bisection gives by the thousand, and true patterns."""
+    texts = [text.strip() for text in patterns.split(",") if text.strip()]
+    whole = frozenset(text for text in texts if not set(text) & set("*?["))
+    return whole, tuple(re.compile(fnmatch.translate(text)) for text in texts if text not in whole)
 
 
 def _outermost(module: nn.Module) -> nn.Module:
@@ -69,4 +80,5 @@ def _index(root: nn.Module, label: str | None) -> tuple[weakref.ref[nn.Module], 
         weakref.finalize(root, _paths.pop, id(root), None).atexit = False
     entry = weakref.ref(root), label, {id(module): path for path, module in root.named_modules()}
     _paths[id(root)] = entry
+    accounts.enter_model(label, root)
     return entry

@@ -17,10 +17,12 @@ from slipstream.decision import log
 
 @dataclass(frozen=True)
 class Options:
-    """``dtype``: float32 weights are packed in it. ``low_memory``: no second float32 copy of a weight."""
+    """``dtype``: float32 weights are packed in it. ``low_memory``: no second float32 copy of a weight.
+    ``decides_only``: plan, pack and check, and let the original answer."""
 
     dtype: torch.dtype = torch.float32
     low_memory: bool = False
+    decides_only: bool = False
 
 
 @dataclass
@@ -30,6 +32,7 @@ class SetUp:
     budget_s: float | None = None
     spent_s: float = 0.0
     packed_bytes: int = 0
+    most_packed_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_spent(self) -> bool:

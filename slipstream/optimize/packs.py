@@ -102,6 +102,7 @@ def keep(kind: Any, content: Any, size: int, *tensors: torch.Tensor | None) -> P
     for number in numbers:
         _by_tensor.setdefault(number, weakref.WeakSet()).add(pack)
     set_up.packed_bytes += size
+    set_up.most_packed_bytes = max(set_up.most_packed_bytes, set_up.packed_bytes)
     return pack
 
 

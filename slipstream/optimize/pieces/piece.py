@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
-from slipstream.optimize import gates, guards, packs
+from slipstream.optimize import accounts, gates, guards, packs
 from slipstream.optimize.options import Options, say_once, set_up
 
 PATIENCE = 32
@@ -45,6 +45,7 @@ class Piece:
         self.losses = 0
         self.misses = 0
         self.waiting = 0
+        self.account = accounts.Account(type(module).__name__)
 
     # What an operator says about itself -------------------------------------------------------------------
 
@@ -108,6 +109,8 @@ class Piece:
                 y = self.answer(module, x)
                 if y is not None:
                     return y
+        if not self.account.decided:
+            self._note(False, gates.why_not_plain(module, args, kwargs))
         return module._call_impl(*args, **kwargs)
 
     def answer(self, module: nn.Module, x: Any) -> Any:
@@ -136,9 +139,15 @@ class Piece:
                 if pack is None:
                     return None
             pack.life.uses += 1
+            account = self.account
+            account.calls += 1
+            if self.options.decides_only:
+                return None
             if recorded:
                 say_once("gradients", "inference runs with gradients on: torch.no_grad() saves time and memory")
                 return _Replayed.apply(self, module, pack.content, x, *tensors)
+            if account.calls == account.next_timed:
+                return accounts.timed(account, self.run, module, x, pack.content, tensors)
             return self.run(module, x, pack.content, tensors)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, the report says so
             self._failed(error)
@@ -244,6 +253,8 @@ class Piece:
     # Saying so --------------------------------------------------------------------------------------------
 
     def _accept(self, pack: packs.Pack, dtype: torch.dtype, speedup: float) -> None:
+        self.account.packed_bytes = pack.life.bytes
+        self.account.weight_bytes = sum(tensor.nbytes for tensor, *_ in pack.stamps if tensor is not None)
         self._note(
             True,
             f"{str(dtype).removeprefix('torch.')} weights, packed once",
@@ -284,6 +295,8 @@ class Piece:
         self._note(False, f"slipstream failed and the original runs: {type(error).__name__}: {error}")
 
     def _note(self, taken: bool, why: str, **figures: float) -> None:
+        self.account.tier = "chain" if self.post_name() else "leaf"
+        accounts.enter(f"{self.name}: {self.act}", self.account)
         log.note(f"{self.name}: {self.act}", taken, why, **figures)
 
     error: float = math.nan

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.optimize import gates
+from slipstream.optimize import gates, names
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.followers import Followers, fusable
@@ -99,11 +99,11 @@ class SequentialPiece:
 
     def _arrange(self, modules: dict[str, Any]) -> None:
         """Find the rows; none at all if no two members go together."""
-        names, members = list(modules), list(modules.values())
+        paths, members = list(modules), list(modules.values())
         rows: list[Row] = []
         index = 0
         while index < len(members):
-            row = find_row(members[index : index + 3], f"{self.name}.{names[index]}", self.options)
+            row = find_row(members[index : index + 3], f"{self.name}.{paths[index]}", self.options)
             rows.append(row)
             index += row.length
         self.rows = rows if any(row.piece is not None for row in rows) else []
@@ -112,7 +112,7 @@ class SequentialPiece:
 def find_row(members: list[Any], name: str, options: Options) -> Row:
     """The longest row at the head of up to three members: weight layer, then norm, then activation."""
     first, *others = members
-    if type(first) not in NORM_AFTER:
+    if type(first) not in NORM_AFTER or not names.are_wanted(name):
         return Row(1, None)
     norm = activation = None
     if others and type(others[0]) is NORM_AFTER[type(first)] and _fits(first, others[0]):
