@@ -81,6 +81,13 @@ def enter(what: str, account: Account) -> None:
     _book[what] = account
 
 
+def of_function(what: str, function: str) -> Account:
+    """The one account of all sizes that a report has one line for."""
+    account = _book.get(what) or Account(function, "function")
+    enter(what, account)
+    return account
+
+
 def enter_model(label: str, root: nn.Module) -> None:
     """Note what a model consists of, for the report: layers by class, bytes of parameters."""
     if _state["timing"]:

@@ -223,8 +223,7 @@ def _with_strides(y: torch.Tensor, size: Hashable) -> torch.Tensor:
 
 
 def _decide(size: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:
-    _accounts[size] = accounts.Account("scaled_dot_product_attention", "function")
-    accounts.enter(what, _accounts[size])
+    _accounts[size] = accounts.of_function(what, NAME)
     _verdicts[size] = taken
     log.note(what, taken, why, **figures)
     return taken

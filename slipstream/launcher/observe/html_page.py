@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from slipstream.launcher.observe import plots
+from slipstream.launcher.observe import pieces, pieces_page, plots
 from slipstream.runtime.cpu_list import format_cpu_list
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --line: #d7dde5; --soft: #66707d; --bad: #c0392b; }
+:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --line: #d7dde5; --soft: #66707d; --bad: #c0392b; --good: #2e9e62; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e7ebf0; --paper: #14181d; --line: #343c46; --soft: #9aa5b1; --bad: #ff7b6b; }
+  :root { --ink: #e7ebf0; --paper: #14181d; --line: #343c46; --soft: #9aa5b1; --bad: #ff7b6b; --good: #4cc38a; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -35,17 +35,20 @@ svg text { font-size: 11px; fill: var(--soft); }
 .key { font-size: .85em; color: var(--soft); } .key span { white-space: nowrap; margin-right: .9rem; }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin-right: .35em; }
 .bad { color: var(--bad); font-weight: 600; }
+h2 .soft { font-size: .82em; margin-left: .4em; }
+@media print { :root { --ink: #000; --paper: #fff; --line: #ccc; --soft: #555; } body { max-width: none; margin: 0; } }
 """
 MOST_TILES = 4
 
 
 def page(report: Mapping[str, Any]) -> str:
     """The whole file."""
-    parts = [_head(report), _instances(report), _figures(report), _usage(report), _checks(report), _plan(report)]
+    done = "".join(pieces_page.section(process, _tile) for process in report["processes"])
+    parts = [_head(report), done, _instances(report), _figures(report), _usage(report), _checks(report), _plan(report)]
     body = "".join(parts) + _processes(report)
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>ipexrun report</title>"
-        f'<meta name=viewport content="width=device-width"><style>{STYLE}</style></head>'
+        f'<meta name=viewport content="width=device-width"><style>{STYLE}{pieces_page.STYLE}</style></head>'
         f"<body>{body}</body></html>\n"
     )
 
@@ -142,7 +145,7 @@ def _plan(report: Mapping[str, Any]) -> str:
 def _processes(report: Mapping[str, Any]) -> str:
     text = _choices("the launcher", report.get("decisions", ()))
     for process in report["processes"]:
-        text += _choices(f"process {process['pid']}, instance {process.get('instance')}", process["decisions"])
+        text += _choices(f"process {process['pid']}, instance {process.get('instance')}", pieces.other_decisions(process))
     return text
 
 

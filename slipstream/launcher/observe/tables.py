@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from slipstream.launcher.observe import pieces
+from slipstream.launcher.observe.pieces import Group, duration, megabytes
 from slipstream.runtime.cpu_list import format_cpu_list
 
 
@@ -22,8 +24,7 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if report.get("decisions"):
         yield _choices("decisions of the launcher", report["decisions"])
     for process in report["processes"]:
-        if process["decisions"] or process.get("summary"):
-            yield _decisions(process)
+        yield from process_tables(process)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -73,12 +74,42 @@ def _choices(title: str, decisions: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _decisions(process: Mapping[str, Any]) -> Table:
+def process_tables(process: Mapping[str, Any]) -> Iterator[Table]:
+    """The pieces of one process, equal layers in one row, and its other decisions."""
     instance = process.get("instance")
     name = os.path.basename(str((process.get("argv") or ["?"])[0]))
     where = "" if instance is None else f"instance {instance}, "
-    table = _choices(f"{where}process {process['pid']} ({name})", process["decisions"])
-    if process.get("summary"):
-        text = ", ".join(f"{name} {value}" for name, value in process["summary"].items())
-        table.caption = Text(text)  # type: ignore[assignment]
+    title = f"{where}process {process['pid']} ({name})"
+    groups = pieces.groups(pieces.rows(process))
+    last = _groups(f"{title}: pieces", groups) if groups else None
+    others = pieces.other_decisions(process)
+    if others:
+        if last is not None:
+            yield last
+        last = _choices(f"{title}: decisions", others)
+    if last is not None:
+        text = ", ".join(f"{name} {value}" for name, value in process.get("summary", {}).items())
+        last.caption = Text(text)  # type: ignore[assignment]
+        yield last
+
+
+def _groups(title: str, groups: Sequence[Group]) -> Table:
+    table = _table(title, "piece", "×", "done", "reason", "speed-up", "error", "calls", "time", "packed")
+    for column in table.columns[4:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for group in groups:
+        first = group.first
+        _row(
+            table,
+            group.name,
+            len(group.rows),
+            first.act if first.taken else f"no {first.act}",
+            first.reason,
+            "-" if group.speedup is None else f"{group.speedup:.2f}",
+            "-" if group.error is None else f"{group.error:.1e}",
+            group.calls,
+            duration(group.seconds),
+            megabytes(group.packed_mb),
+        )
     return table
