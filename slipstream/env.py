@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 ISA = "SLIPSTREAM_ISA"
 """Force an instruction-set level not above the machine's own: baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx."""
@@ -27,10 +28,19 @@ LOG = "SLIPSTREAM_LOG"
 """Where the codeless engine writes its own failures: `stderr`, a file name, or unset for nowhere."""
 
 ONLY = "SLIPSTREAM_ONLY"
-"""A pattern of module names (fnmatch, comma-separated): only these are optimized."""
+"""Patterns of module names (fnmatch, comma-separated), also without the model's class in front: only these are optimized."""
 
 SKIP = "SLIPSTREAM_SKIP"
-"""A pattern of module names (fnmatch, comma-separated): these are left alone."""
+"""Patterns of module names, as for SLIPSTREAM_ONLY: these are left alone."""
+
+CHECK_OUTPUT = "SLIPSTREAM_CHECK_OUTPUT"
+"""Set for the command of `slipstream bisect --check`: the file with what the script printed."""
+
+CHECK_PLAIN = "SLIPSTREAM_CHECK_PLAIN"
+"""Set for the command of `slipstream bisect --check`: the file with what the plain run printed."""
+
+CHECK_EXIT_CODE = "SLIPSTREAM_CHECK_EXIT_CODE"
+"""Set for the command of `slipstream bisect --check`: the script's exit code."""
 
 CACHE = "SLIPSTREAM_CACHE"
 """Folder for results that outlive a process (kernel choices by CPU model); default `~/.cache/slipstream`."""
@@ -43,6 +53,11 @@ RANK_STREAMS = "SLIPSTREAM_RANK_STREAMS"
 
 PRELOAD_BEFORE = "SLIPSTREAM_PRELOAD_BEFORE"
 """Set by the launcher where it preloads a library: what LD_PRELOAD was, so that child programs get just that."""
+
+
+def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment for a program that it starts, with these besides."""
+    return {**os.environ, **variables}
 
 
 def read(name: str) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from slipstream.errors import UsageError
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("highest", "high", "medium")
 
 

@@ -17,6 +17,8 @@ SUBCOMMANDS = {
     "run": ("slipstream.launcher.cli:run", "run a program: the same as ipexrun"),
     "plan": ("slipstream.launcher.cli:plan", "print which CPUs, variables and command each instance would get"),
     "tune": ("slipstream.launcher.tune.command:main", "search for the fastest way to launch a program here"),
+    "inspect": ("slipstream.launcher.codeless.inspect:main", "run a program plainly and print what --auto-ipex would do to it"),
+    "bisect": ("slipstream.launcher.codeless.bisect:main", "find the module whose optimization changes a program's answer"),
     "doctor": ("slipstream.launcher.doctor:main", "print what this machine is, and what holds it back"),
 }
 USAGE_ERROR = 2

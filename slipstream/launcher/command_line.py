@@ -65,11 +65,11 @@ def _add(section: argparse._ArgumentGroup, flag: Flag) -> None:
     if flag.kind == "switch":
         section.add_argument(*names, action="store_true", help=meaning)
         return
-    if flag.default not in (None, "", ()):
+    if flag.default not in (None, "", ()) and flag.kind != "count":
         meaning += f" (default {flag.default})"
     section.add_argument(
         *names,
-        type={"integer": _integer, "number": _number}.get(flag.kind, str),
+        type={"integer": _integer, "count": _integer, "number": _number}.get(flag.kind, str),
         choices=flag.choices or None,
         action="append" if flag.kind == "texts" else "store",
         default=list(flag.choices[:0]) if flag.kind == "texts" else flag.default,
@@ -89,6 +89,11 @@ def _split(words: Sequence[str]) -> tuple[list[_Word], list[str]]:
             break
         spelled, equals, value = typed.partition("=")
         name = _resolve(spelled)
+        if name in BY_NAME and BY_NAME[name].kind == "count" and not equals:
+            told = place + 1 < len(words) and words[place + 1].isdigit()
+            flags.append(_Word(spelled, name, words[place + 1] if told else "1"))
+            place += 1 + told
+            continue
         takes_value = BY_NAME[name].takes_value if name in BY_NAME else name in LEGACY and LEGACY[name].takes_value
         if takes_value and not equals:
             place += 1

@@ -137,6 +137,8 @@ def _with_engine(optimization: Optimization, environ: dict[str, str], reasons: d
         float32_matmul_precision=optimization.float32_matmul_precision,
         budget_s=optimization.setup_budget,
         low_memory=optimization.low_memory,
+        children=optimization.children,
+        decides_only=optimization.decides_only,
     )
     child = child_environment(settings, environ)
     for name in child:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag. ``kind`` is switch, text, texts (may be repeated), integer, number or choice."""
+    """One flag. ``kind`` is switch, text, texts (may be repeated), integer, count (1 unless given), number or choice."""
 
     name: str
     kind: str
@@ -89,16 +89,26 @@ LIBRARIES = (
 )
 OPTIMIZATION = (
     switch("auto-ipex", "optimize the script's models at their first inference call, without changing the script"),
-    choice("dtype", ("float32", "bfloat16"), "compute in this type under --auto-ipex"),
-    switch("auto-ipex-verbose", "print what was optimized and why on stderr at the end"),
+    choice("dtype", ("float32", "bfloat16", "float16"), "compute in this type under --auto-ipex; float16 where the CPU has it"),
+    switch("auto-ipex-verbose", "print on stderr what is optimized and why, as it is decided"),
     switch("disable-ipex-graph-mode", "no graph capture under --auto-ipex"),
     choice(
         "float32-matmul-precision",
         ("script", "highest", "high", "medium"),
         "float32 products under --auto-ipex: as the script sets it, or forced",
     ),
-    Flag("setup-budget", "number", "seconds that --auto-ipex may spend on preparing a model", None, value="SECONDS"),
+    Flag("budget", "number", "seconds that --auto-ipex may spend on preparing in one process", None, value="SECONDS"),
     switch("low-memory", "under --auto-ipex, keep no second copy of the weights"),
+    switch("no-children", "--auto-ipex is for the script alone, not for the Python programs that it starts"),
+    Flag(
+        "compare",
+        "count",
+        "run the script plainly and under --auto-ipex in turn, N times each, and print the difference; exit code 1 where "
+        "the outputs differ",
+        0,
+        value="N",
+    ),
+    Flag("tolerance", "text", "for --compare: how far printed numbers may differ, relatively (by --dtype)", "", value="X"),
 )
 PLAN = (
     switch("dry-run", "print the plan and start nothing"),

@@ -16,7 +16,7 @@ from slipstream.errors import PlanError
 from slipstream.launcher import environment, report
 from slipstream.launcher.options import LaunchOptions, Placement
 from slipstream.launcher.plan import Instance, LaunchPlan, make_plan
-from slipstream.launcher.preload import BestAllocator, choose_preload
+from slipstream.launcher.preload import BestAllocator, Preload, choose_preload
 from slipstream.launcher.process import binder
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import Topology, read_topology, restrict
@@ -34,20 +34,24 @@ def launch(options: LaunchOptions, *, command: str) -> int:
 
     for note in options.notes:
         say(f"note: {note}")
+    if options.compare:
+        from slipstream.launcher.codeless.compare import compare
+
+        return compare(options, command=command, say=say)
     environ = environment.callers_environment()
-    topology = _topology(options, environ)
-    plan = _plan(options, topology, environ, say)
+    topology = machine(options, environ)
+    plan = full_plan(options, topology, environ, say)
     if options.plan_form:
         _print_plan(plan, topology, options.plan_form)
         return 0
-    report.check_report(options.running.report)
+    report.check_report("-" if options.optimization.decides_only else options.running.report)
     _check_still_fits(plan, topology)
     for warning in plan.warnings:
         say(f"warning: {warning}")
     return _run(plan, options, environ, say, command)
 
 
-def _topology(options: LaunchOptions, environ: Mapping[str, str]) -> Topology:
+def machine(options: LaunchOptions, environ: Mapping[str, str]) -> Topology:
     if options.topology:
         from slipstream.launcher.topology_file import load_topology
 
@@ -67,10 +71,23 @@ def _share_of_rank(topology: Topology, environ: Mapping[str, str]) -> Topology:
     return restrict(topology, cpus=shares.instances[int(rank)].cpus, reason=reason)
 
 
-def _plan(options: LaunchOptions, topology: Topology, environ: Mapping[str, str], say: Callable[[str], None]) -> LaunchPlan:
+def libraries(options: LaunchOptions, environ: Mapping[str, str], say: Callable[[str], None]) -> Preload:
+    """What to preload."""
+    return choose_preload(options.libraries, environ, best_allocator=_best_allocator(options, say))
+
+
+def full_plan(
+    options: LaunchOptions,
+    topology: Topology,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    preload: Preload | None = None,
+) -> LaunchPlan:
+    """Instances with environment and argv. ``preload``: what was chosen for another plan, to share it."""
     if options.plan_from:
         return report.plan_from_file(options.plan_from)
-    preload = choose_preload(options.libraries, environ, best_allocator=_best_allocator(options, say))
+    preload = preload or libraries(options, environ, say)
     plan, variables = _placed(options, topology)
     preload = replace(preload, variables=(*preload.variables, *variables))
     words, warnings = binder.external_binder(options.running.task_manager, plan.instances)
@@ -138,7 +155,7 @@ def _needs_pipes(plan: LaunchPlan, options: LaunchOptions) -> bool:
     return len(plan.instances) > 1 or any(wanted)
 
 
-def _binds_itself(plan: LaunchPlan, options: LaunchOptions) -> bool:
+def binds_itself(plan: LaunchPlan, options: LaunchOptions) -> bool:
     """By system calls, unless nobody is to bind, or a program before the script's own command does."""
     asked = options.running.task_manager
     by_program = asked in {"numactl", "taskset"} and asked in plan.instances[0].argv[0]
@@ -152,7 +169,8 @@ def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], s
     watch = Watch(plan, options.running, piped=_needs_pipes(plan, options), say=say, command=command)
     if watch.logs is not None:
         watch.logs.note(report.plan_as_text(plan, None))
-    wants_report = bool(options.running.report)
+    inspecting = options.optimization.decides_only
+    wants_report = bool(options.running.report) or inspecting
     with _temporary_folder(needed=wants_report or bool(plan.command)) as folder:
         instances, sources = _starts(plan, folder, piped=_needs_pipes(plan, options))
         supervisor = Supervisor(
@@ -161,7 +179,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], s
             environ={**environ, env.REPORT_DIR: folder} if wants_report else environ,
             router=watch.router(),
             say=watch.say,
-            bind=_binds_itself(plan, options),
+            bind=binds_itself(plan, options),
             ticks=(Tick(CHECK_SECONDS, watch.check), Tick(1.0, watch.sample)),
             sources=sources,
         )
@@ -171,9 +189,12 @@ def _run(plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], s
         finally:
             watch.stop(supervisor.jobs)
         if wants_report:
-            ends = _ends(supervisor.jobs, plan)
-            merged = report.merged_report(plan, folder, instances=ends, extra=watch.findings(supervisor.jobs))
-            report.write_report(merged, options.running.report)
+            found = watch.findings(supervisor.jobs)
+            merged = report.merged_report(plan, folder, instances=ends(supervisor.jobs, plan), extra=found)
+            if inspecting:
+                report.print_pieces(merged, sys.stderr)
+            if options.running.report:
+                report.write_report(merged, options.running.report)
         elif len(plan.instances) > 1:
             _sum_up(watch.metrics.as_dicts(), say)
     return code
@@ -202,9 +223,9 @@ def _starts(plan: LaunchPlan, folder: str, *, piped: bool) -> tuple[Sequence[Ins
     return (replace(starter, environment=variables),), open_pipes(folder, len(plan.instances))
 
 
-def _ends(jobs: Sequence[Job], plan: LaunchPlan) -> list[dict[str, Any]]:
+def ends(jobs: Sequence[Job], plan: LaunchPlan) -> list[dict[str, Any]]:
     """How each instance ended, for the report; of ranks, what their starter said."""
-    ends: list[dict[str, Any]] = [
+    found: list[dict[str, Any]] = [
         {
             "index": job.instance.index,
             "pid": job.process.pid,
@@ -216,8 +237,8 @@ def _ends(jobs: Sequence[Job], plan: LaunchPlan) -> list[dict[str, Any]]:
         for job in jobs
     ]
     if plan.command:
-        return [{**ends[0], "index": rank.index, "argv": list(rank.argv)} for rank in plan.instances]
-    return ends
+        return [{**found[0], "index": rank.index, "argv": list(rank.argv)} for rank in plan.instances]
+    return found
 
 
 def _sum_up(figures: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 from slipstream.errors import UsageError
 from slipstream.launcher.command_line import CommandLine
+from slipstream.runtime import isa
 from slipstream.runtime.cpu_list import parse_cpu_list
+
+HALF_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})
+"""What Linux calls arithmetic on float16 in /proc/cpuinfo; either will do."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class Optimization:
     float32_matmul_precision: str | None = None
     setup_budget: float | None = None
     low_memory: bool = False
+    children: bool = True
+    decides_only: bool = False
+    """Everything is planned, packed and checked, and the originals answer: `slipstream inspect`."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,9 @@ class LaunchOptions:
     optimization: Optimization = Optimization()
     running: Running = Running()
     distributed: Distributed = Distributed()
+    compare: int = 0
+    """Rounds of a plain and a codeless run; 0: just run."""
+    tolerance: float | None = None
     plan_form: str = ""
     plan_from: str = ""
     topology: str = ""
@@ -127,15 +137,17 @@ def launch_options(line: CommandLine, *, program_needed: bool = True) -> LaunchO
         raise UsageError(f"--topology {values.topology}: plans for another machine; add --dry-run")
     if values.plan_from and values.topology:
         raise UsageError(f"--plan-from {values.plan_from}: a finished plan needs no --topology")
-    if "dtype" in line.given and not values.auto_ipex:
+    if "dtype" in line.given and not (values.auto_ipex or "compare" in line.given):
         notes.append(f"--dtype {values.dtype} has no effect without --auto-ipex")
     return LaunchOptions(
         program=program,
         placement=_placement(values, line.given, notes),
         libraries=Libraries(values.memory_allocator, values.omp_runtime, values.benchmark, values.preload_children),
-        optimization=_optimization(values),
+        optimization=_optimization(values, elsewhere=bool(values.topology)),
         running=_running(values),
         distributed=_distributed(values, line.given),
+        compare=_rounds(values, line.given),
+        tolerance=tolerance_of(values.tolerance),
         plan_form=plan_form,
         plan_from=values.plan_from,
         topology=values.topology,
@@ -211,7 +223,9 @@ def _indices(text: str) -> tuple[int, ...]:
     return () if text.strip() == "-1" else parse_cpu_list(text, argument="--instance-idx")
 
 
-def _optimization(values: Namespace) -> Optimization:
+def _optimization(values: Namespace, *, elsewhere: bool) -> Optimization:
+    if values.dtype == "float16" and not elsewhere and not isa.cpu_flags() & HALF_FLAGS:
+        raise UsageError(f"--dtype float16: this CPU has none of {', '.join(sorted(HALF_FLAGS))}; give bfloat16 or float32")
     precision = values.float32_matmul_precision
     return Optimization(
         on=values.auto_ipex,
@@ -219,9 +233,27 @@ def _optimization(values: Namespace) -> Optimization:
         verbose=values.auto_ipex_verbose,
         graph_mode=not values.disable_ipex_graph_mode,
         float32_matmul_precision=None if precision == "script" else precision,
-        setup_budget=values.setup_budget,
+        setup_budget=values.budget,
         low_memory=values.low_memory,
+        children=not values.no_children,
     )
+
+
+def _rounds(values: Namespace, given: frozenset[str]) -> int:
+    if "compare" in given and values.compare < 1:
+        raise UsageError(f"--compare {values.compare}: give the number of rounds, from 1")
+    return int(values.compare)
+
+
+def tolerance_of(text: str) -> float | None:
+    """A relative difference from 0 up to below 1; None for empty text."""
+    try:
+        value = float(text or 0)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--tolerance {text}: not a relative difference from 0 to below 1, such as 1e-3")
+    return value if text else None
 
 
 def _running(values: Namespace) -> Running:

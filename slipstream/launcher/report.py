@@ -195,6 +195,18 @@ def write_report(report: Report, target: str) -> None:
         raise UsageError(f"--report {target}: {error.strerror or error}") from error
 
 
+def print_pieces(report: Report, file: IO[str]) -> None:
+    """What was, or would be, done in each process."""
+    from rich.console import Console
+
+    from slipstream.launcher.observe import tables
+
+    console = Console(file=file, width=None if file.isatty() else 160, highlight=False, soft_wrap=False)
+    for process in report["processes"]:
+        for table in tables.process_tables(process):
+            console.print(table)
+
+
 def print_report(report: Report, file: IO[str]) -> None:
     """The report as tables."""
     from rich.console import Console

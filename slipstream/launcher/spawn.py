@@ -100,6 +100,8 @@ class Supervisor:
         self._kill_at: float | None = None
         self._stopping = False
         self._first_failure = 0
+        self.interrupted = 0
+        """The signal by which somebody asked all of it to end."""
         self._owns_terminal = False
 
     def run(self) -> int:
@@ -215,6 +217,7 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number in STOPPING:
+            self.interrupted = number
             name = signal.Signals(number).name
             if self._stopping:
                 self._kill_all()

@@ -20,7 +20,7 @@ from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
 from slipstream.optimize import accounts, gates, guards, names
-from slipstream.optimize.options import set_up
+from slipstream.optimize.options import compute_dtype, set_up
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 NAME = "scaled_dot_product_attention"
@@ -122,7 +122,7 @@ class Call:
 
 def install(settings: Any) -> None:
     """Put the asking function in the place of torch's."""
-    dtype = getattr(torch, settings.dtype)
+    dtype = compute_dtype(settings)
     if not native.available() and (dtype == torch.float32 or not onednn_has_bfloat16()):
         return
     if not names.are_wanted(NAME):

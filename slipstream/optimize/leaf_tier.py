@@ -20,7 +20,7 @@ from slipstream import decision
 from slipstream.kernels import native
 from slipstream.optimize import dynamo, gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
-from slipstream.optimize.options import Options, forget_what_was_said, say_once, set_up
+from slipstream.optimize.options import Options, compute_dtype, forget_what_was_said, say_once, set_up
 from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
@@ -67,7 +67,7 @@ class _Slot:
 def install(settings: Any) -> None:
     """Cover every module of the process. ``settings`` is autopatch's Settings."""
     set_up.budget_s = settings.budget_s
-    options = Options(getattr(torch, settings.dtype), settings.low_memory, settings.decides_only)
+    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only)
     _everywhere[:] = [options]
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())

@@ -25,6 +25,15 @@ class Options:
     decides_only: bool = False
 
 
+def compute_dtype(settings: Any) -> torch.dtype:
+    """What weights may be packed in for these settings: autopatch's Settings."""
+    if settings.dtype == "float16":
+        log.note("dtype float16", False, "there are no float16 kernels yet; float32 is computed in float32")
+        return torch.float32
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
 @dataclass
 class SetUp:
     """Seconds spent on packing and guarding in this process, against a budget if there is one."""

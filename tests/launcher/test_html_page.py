@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from slipstream.launcher.observe import plots
+from slipstream.launcher.observe import pieces, plots
 from slipstream.launcher.observe.html_page import page
 from slipstream.launcher.observe.metrics import Metrics
 
@@ -38,7 +38,7 @@ def report(codes=(0, 0), taken=True, lines=("throughput: 100 images/s", "through
 class Balanced(HTMLParser):
     """Fails at a tag that is closed out of turn."""
 
-    EMPTY = frozenset({"meta"})
+    EMPTY = frozenset({"meta", "wbr"})
 
     def __init__(self):
         super().__init__()
@@ -93,6 +93,82 @@ def test_lines_of_several_instances_have_a_key():
 def test_a_rate_without_a_name_is_not_named_twice():
     text = page(report(lines=("5 it/s", "6 it/s")))
     assert "<figcaption>it/s, over time</figcaption>" in text
+
+
+def process(count=70, **more):
+    """A process with ``count`` equal layers, one that was refused, and attention."""
+    names = [f"Net.layer.{number}.<dense>: packed linear" for number in range(count)]
+    decisions = [
+        {"what": name, "taken": True, "reason": "packed once", "figures": {"speedup_x": 2.0 + n, "error_relative": 1e-3}}
+        for n, name in enumerate(names)
+    ]
+    decisions += [
+        {"what": "Net.head: packed linear", "taken": False, "reason": "too small", "figures": {}},
+        {"what": "attention: 4 heads of 8, 2 × 2", "taken": True, "reason": "in bfloat16", "figures": {"speedup_x": 1.5}},
+        {"what": "native kernels", "taken": True, "reason": "avx2", "figures": {}},
+    ]
+    held = {"layer": "Linear", "tier": "leaf", "calls": 3, "seconds": 0.5, "packed_mb": 1.0, "weights_mb": 2.0}
+    accounts = {name: held for name in names}
+    accounts["Net.head: packed linear"] = {**held, "calls": 0, "seconds": None, "packed_mb": 0.0}
+    accounts["attention: 4 heads of 8, 2 × 2"] = {**held, "tier": "function", "layer": "scaled_dot_product_attention"}
+    return {
+        "pid": 7, "argv": ["a <b>.py"], "instance": 0, "decisions": decisions, "accounts": accounts, "seconds": 100.0,
+        "summary": {"taken": 72, "not_taken": 1, "setup_s": 0.5, "packed_mb": 70.0}, "peak_mb": 400.0,
+        "models": {"Net": {"layers": {"Linear": 71, "LayerNorm": 2}, "parameters_mb": 140.0}}, **more,
+    }  # fmt: skip
+
+
+def test_equal_layers_are_one_row_that_unfolds():
+    text = page(report(processes=[process()]))
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert text.count("<details>") == 1 and text.count("class='row member'") == 70
+    assert "× 70</span>" in text and "36.50×" in text  # the median over them
+    assert "71 of 72" in text and "too small" in text
+    assert "run by torch, or as part of a piece above: LayerNorm × 2" in text
+    assert "<dense>" not in text and "<b>.py" not in text.replace("a &lt;b&gt;.py", "")
+    assert "Decisions of process 7" in text and "avx2" in text
+    for drawing in re.findall(r"<svg.*?</svg>", text):
+        ElementTree.fromstring(drawing)
+
+
+def test_where_time_and_memory_went():
+    text = page(report(processes=[process()]))
+    assert "Time since torch was imported" in text and ">35 s</text>" in text  # seventy layers of half a second
+    assert ">64 s</text>" in text  # everything else
+    assert ">140 MB</text>" in text and ">210 MB</text>" in text and ">400 MB</text>" in text
+
+
+def test_rows_in_order_of_time_and_refusals_last():
+    groups = pieces.groups(pieces.rows(process()))
+    assert [group.name for group in groups] == ["Net.layer.*.<dense>", "attention", "Net.head"]
+    assert groups[0].calls == 210 and groups[0].seconds == 35 and groups[0].packed_mb == 70
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Net.layer.3.q", "Net.layer.*.q"),
+        ("Net#2.0", "Net#*.*"),
+        ("Linear#12", "Linear#*"),
+        ("Net.conv1.bn2d", "Net.conv1.bn2d"),
+    ],
+)
+def test_paths_that_differ_in_numbers_only_are_one(name, expected):
+    assert pieces.pattern(name) == expected
+
+
+def test_a_comparison_is_part_of_the_page():
+    found = {
+        "rounds": 2,
+        "exit_codes": [[0, 0], [0, 0]],
+        "rows": [{"name": "seconds", "plain": 2.0, "codeless": 1.0, "ratio": 0.5, "range": [0.4, 0.6]}],
+        "stdout": {"words": "DIFFERENT in 1 line", "diff": ["-<a>", "+<b>"]},
+        "different": True,
+    }
+    text = page(report(comparison=found))
+    assert "0.50 (0.40–0.60)" in text and "DIFFERENT in 1 line" in text and "-&lt;a&gt;" in text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
-from slipstream.optimize import attention, guards, leaf_tier, names, options
+from slipstream.optimize import accounts, attention, guards, leaf_tier, names, options
 from slipstream.optimize.guards import Verdict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, however pytest imports the tests
@@ -31,6 +31,7 @@ def clean():
         options.set_up.spent_s = 0.0
         options.set_up.budget_s = None
         names._roots.clear()
+        accounts.uninstall()
         names._nameless.clear()
 
     wipe()

@@ -12,7 +12,8 @@ from slipstream.launcher.observe import pieces, pieces_page, plots
 from slipstream.runtime.cpu_list import format_cpu_list
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --line: #d7dde5; --soft: #66707d; --bad: #c0392b; --good: #2e9e62; }
+:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --line: #d7dde5; --soft: #66707d; --bad: #c0392b;
+  --good: #2e9e62; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e7ebf0; --paper: #14181d; --line: #343c46; --soft: #9aa5b1; --bad: #ff7b6b; --good: #4cc38a; }
 }
@@ -44,8 +45,8 @@ MOST_TILES = 4
 def page(report: Mapping[str, Any]) -> str:
     """The whole file."""
     done = "".join(pieces_page.section(process, _tile) for process in report["processes"])
-    parts = [_head(report), done, _instances(report), _figures(report), _usage(report), _checks(report), _plan(report)]
-    body = "".join(parts) + _processes(report)
+    about_run = [_instances(report), _figures(report), _usage(report), _checks(report), _plan(report)]
+    body = "".join([_head(report), _comparison(report), done, *about_run, _processes(report)])
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>ipexrun report</title>"
         f'<meta name=viewport content="width=device-width"><style>{STYLE}{pieces_page.STYLE}</style></head>'
@@ -79,6 +80,27 @@ def _head(report: Mapping[str, Any]) -> str:
 def _tile(value: str, meaning: str, kind: type[str] = str) -> str:
     marked = " class=bad" if kind is Bad else ""
     return f"<div class=tile><b{marked}>{escape(value)}</b><span class=soft>{escape(meaning)}</span></div>"
+
+
+def _comparison(report: Mapping[str, Any]) -> str:
+    """Of --compare: both sides' figures, and how the outputs differ."""
+    found = report.get("comparison")
+    if not found:
+        return ""
+    rows: list[list[object]] = [["exit code", *(", ".join(map(str, dict.fromkeys(side))) for side in found["exit_codes"]), ""]]
+    for row in found["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        spread = f" ({row['range'][0]:.2f}–{row['range'][1]:.2f})" if row["range"] else ""
+        rows.append([row["name"], f"{row['plain']:.4g}", f"{row['codeless']:.4g}", ratio + spread])
+    bad = " class=bad" if found["different"] else ""
+    diff = escape("\n".join(found["stdout"]["diff"]))
+    rounds = f"{found['rounds']} round{'s' if found['rounds'] > 1 else ''} in turn"
+    return (
+        f"<h2>Plain and codeless <span class=soft>{rounds}</span></h2>"
+        + _table(["", "plain", "codeless", "codeless / plain"], rows)
+        + f"<p{bad}>Standard output: {escape(found['stdout']['words'])}</p>"
+        + (f"<pre class=wide>{diff}</pre>" if diff else "")
+    )
 
 
 def _instances(report: Mapping[str, Any]) -> str:

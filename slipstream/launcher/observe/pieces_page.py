@@ -16,8 +16,8 @@ from slipstream.launcher.observe.pieces import Group, PieceRow, duration, megaby
 
 STYLE = """
 .pieces { margin: 1rem 0; font-variant-numeric: tabular-nums; }
-.row { display: grid; grid-template-columns: 1.1rem minmax(0, 1fr) 4.5rem 4.8rem 5.2rem 5rem 5rem; gap: 0 .9rem; align-items: baseline;
-  padding: .35rem 0; border-bottom: 1px solid var(--line); }
+.row { display: grid; grid-template-columns: 1.1rem minmax(0, 1fr) 4.5rem 4.8rem 5.2rem 5rem 5rem; gap: 0 .9rem;
+  align-items: baseline; padding: .35rem 0; border-bottom: 1px solid var(--line); }
 .row > i { text-align: right; font-style: normal; white-space: nowrap; }
 .row.head { color: var(--soft); font-weight: 500; }
 .row code { overflow-wrap: break-word; font-weight: inherit; } .row code .soft { font-weight: inherit; }

@@ -40,7 +40,8 @@ def share_bars(title: str, bars: Mapping[str, Sequence[Part]], show: Callable[[f
     )
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {len(bars) * ROW}" role="img" class="shares">{text}</svg><div class=key>{key}</div></figure>'
+        f'<svg viewBox="0 0 {WIDTH} {len(bars) * ROW}" role="img" class="shares">{text}</svg>'
+        f"<div class=key>{key}</div></figure>"
     )
 
 

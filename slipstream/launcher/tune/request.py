@@ -26,6 +26,8 @@ REFUSED = {
     "log-dir": "tune keeps what each run printed in --output",
     "quiet": "tune keeps what each run printed in --output",
     "live": "tune shows its own progress",
+    "compare": "tune compares launches of one kind; run ipexrun --compare by itself",
+    "tolerance": "it belongs to --compare",
     "plan": "ask for --dry-run to see the space",
     "plan-from": "tune makes the plans itself",
     **{flag.name: "tune searches on one machine; leave it away" for flag in DISTRIBUTED},

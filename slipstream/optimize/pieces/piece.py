@@ -132,6 +132,7 @@ class Piece:
                 self._let_go(module)
                 return None
             if recorded and size not in self.heavy:
+                say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
                 return None
             pack = self.pack
             if pack is None or not pack.fits(tensors):
