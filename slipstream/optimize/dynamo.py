@@ -16,7 +16,7 @@ from typing import Any
 
 from torch._C._dynamo import eval_frame
 
-OURS = ("slipstream.optimize.", "slipstream.kernels.", "slipstream.decision")
+OURS = ("slipstream.optimize.", "slipstream.kernels.", "slipstream.decision", "slipstream.autopatch.process_report")
 
 
 def leave_our_frames_alone() -> None:
