@@ -15,24 +15,42 @@ constexpr int64_t kWorthAThread = 150'000;
 
 constexpr int64_t kMostTaps = 121;
 
-// weight [channels, 1, kh, kw] -> float32, 1-D: see kernels/depthwise_call.h.
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// The steps of one row of the kernel for one channel, in the paired form: see kernels/depthwise_call.h.
+void pack_pairs(const float* row, int64_t kernel_width, uint32_t* to) {
+  for (int64_t k = 0; k + 1 < kernel_width; k += 2) {
+    to[k / 2 * kBlockChannels] = to_bfloat16(row[k]) | static_cast<uint32_t>(to_bfloat16(row[k + 1])) << 16;
+  }
+  to[kernel_width / 2 * kBlockChannels] = bits_of(row[kernel_width - 1]);
+}
+
+// weight [channels, 1, kh, kw] -> words, as a float32 vector.
 Tensor pack_depthwise(const Tensor& weight_in) {
   STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(1) == 1, "weight: not of shape [channels, 1, height, width]");
   const Tensor weight = torch::stable::contiguous(weight_in);
   const ElementType from = element_type(weight, "weight");
-  const int64_t channels = weight.size(0), taps = weight.size(2) * weight.size(3);
-  STD_TORCH_CHECK(taps <= kMostTaps, "weight: kernels of more than 121 taps are not supported");
-  const int64_t size = packed_channels(channels) * taps;
-  Tensor packed = empty({2 * size}, ScalarType::Float);
-  float* to = static_cast<float*>(packed.data_ptr());
-  std::memset(to, 0, static_cast<size_t>(2 * size) * sizeof(float));
+  const int64_t channels = weight.size(0), rows = weight.size(2), columns = weight.size(3), taps = rows * columns;
+  STD_TORCH_CHECK(taps >= 1 && taps <= kMostTaps, "weight: kernels of more than 121 taps are not supported");
+  const int64_t words = packed_depthwise_size(channels, rows, columns), size = packed_channels(channels) * taps;
+  const int64_t steps = pair_steps(columns);
+  Tensor packed = empty({words}, ScalarType::Float);
+  uint32_t* to = static_cast<uint32_t*>(packed.data_ptr());
+  std::memset(to, 0, static_cast<size_t>(words) * sizeof(uint32_t));
   for (int64_t c = 0; c < channels; ++c) {
-    const int64_t lane = c % kBlockChannels, split = lane % 2 * (kBlockChannels / 2) + lane / 2;
-    float* block = to + (c - lane) * taps;
+    const int64_t lane = c % kBlockChannels, block = c - lane;
+    float values[kMostTaps];
     for (int64_t t = 0; t < taps; ++t) {
-      const float value = to_float(weight.data_ptr(), from, c * taps + t);
-      block[t * kBlockChannels + lane] = value;
-      block[size + t * kBlockChannels + split] = value;
+      values[t] = to_float(weight.data_ptr(), from, c * taps + t);
+      to[block * taps + t * kBlockChannels + lane] = bits_of(values[t]);
+      to[size + block * taps + t * kBlockChannels + split_slot(lane)] = bits_of(values[t]);
+    }
+    for (int64_t row = 0; steps && row < rows; ++row) {
+      pack_pairs(values + row * columns, columns, to + 2 * size + (block * rows + row * kBlockChannels) * steps + paired_slot(lane));
     }
   }
   return packed;
@@ -72,7 +90,7 @@ DepthwiseCall call_for(const Tensor& x, const Tensor& packed, const std::vector<
   call.dilation_width = numbers[7];
   STD_TORCH_CHECK(call.taps() <= kMostTaps, "kernel: more than 121 taps");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
-                      packed.numel() == 2 * packed_channels(call.channels) * call.taps(),
+                      packed.numel() == packed_depthwise_size(call.channels, call.kernel_height, call.kernel_width),
                   "packed: not packed for these sizes");
   call.weight = static_cast<const float*>(packed.data_ptr());
   const int64_t reach_h = (call.kernel_height - 1) * call.dilation_height, reach_w = (call.kernel_width - 1) * call.dilation_width;

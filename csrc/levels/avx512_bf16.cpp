@@ -21,6 +21,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
+#include "../kernels/depthwise_tile.h"
 #include "../kernels/depthwise.h"
 
 namespace slipstream {

@@ -81,7 +81,8 @@ def convolution(
 
 def pack_depthwise(weight: torch.Tensor) -> torch.Tensor:
     channels, _, height, width = weight.shape
-    return weight.new_empty(2 * ((channels + 31) // 32 * 32) * height * width, dtype=torch.float32)
+    steps = 2 * width + (width // 2 + 1 if width in (5, 7) else 0)
+    return weight.new_empty((channels + 31) // 32 * 32 * height * steps, dtype=torch.float32)
 
 
 def depthwise(

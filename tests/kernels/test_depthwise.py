@@ -57,7 +57,7 @@ def test_equals_float64(
     assume(width + 2 * padding[1] > (kernel[1] - 1) * dilation[1])
     torch.manual_seed(seed)
     x = last(torch.randn(batch, channels, height, width).to(x_dtype))
-    weight = (torch.randn(channels, 1, *kernel) / (kernel[0] * kernel[1]) ** 0.5).to(w_dtype)
+    weight = (torch.randn(channels, 1, *kernel) / (kernel[0] * kernel[1]) ** 0.5).to(x_dtype).to(w_dtype)
     bias = torch.randn(channels) if extras[0] else None
     numbers = stride, padding, dilation
     expected = oracle(x, weight, bias, numbers)
@@ -76,13 +76,13 @@ def test_equals_float64(
     ("channels", "size", "kernel", "stride"),
     [(32, 56, 3, 1), (144, 28, 3, 2), (960, 7, 3, 1), (96, 14, 7, 1), (72, 28, 5, 2), (120, 14, 5, 1)],
 )
-def test_layers_of_real_networks(level, dtype, channels, size, kernel, stride):
+def test_layers_of_real_networks_within_the_docstrings_bound(level, dtype, channels, size, kernel, stride):
     torch.manual_seed(0)
     x, weight = last(torch.randn(2, channels, size, size).to(dtype)), torch.randn(channels, 1, kernel, kernel)
     padding = (kernel // 2, kernel // 2)
     y = depthwise(x, pack(weight, stride=(stride, stride), padding=padding), out_dtype=torch.float32)
     expected = oracle(x, weight, None, ((stride, stride), padding, (1, 1)))
-    assert ((y.double() - expected).norm() / expected.norm()).item() <= 1e-6
+    assert ((y.double() - expected).norm() / expected.norm()).item() <= (4e-3 if dtype is torch.bfloat16 else 1e-6)
 
 
 def test_strides_do_not_matter(level):
