@@ -150,9 +150,10 @@ def _read_chain(plain: Piece, layer: nn.Module, caller: FrameType) -> _Chain | N
 
 def owner_of(frame: FrameType) -> Any:
     """The first argument of the method that a frame runs."""
-    names = frame.f_code.co_varnames
+    if not frame.f_code.co_argcount:
+        return None  # perhaps a module's frame: its f_locals are no snapshot but the script's own variables
     values = frame.f_locals
-    owner = values.get(names[0]) if names and frame.f_code.co_argcount else None
+    owner = values.get(frame.f_code.co_varnames[0])
     if sys.version_info < (3, 13):
         values.clear()  # a snapshot that the frame would keep, and with it every tensor in it, until the method ends
     return owner

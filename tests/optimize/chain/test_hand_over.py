@@ -286,3 +286,14 @@ def test_transformers_activations_have_their_names():
             from slipstream.kernels.activation import activation
 
             torch.testing.assert_close(activation(x, form.post_op), module(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "caller", ["y = layer(x)", "class A:\n    kept = 1\n    y = layer(x)\ny = A.y\nassert A.kept", "y = (lambda: layer(x))()"]
+)
+def test_a_layer_called_outside_any_method_leaves_the_scripts_variables(caller):
+    variables = {"layer": nn.Linear(64, 256).eval(), "x": torch.randn(8, 64), "mine": 42}
+    with torch.no_grad():
+        exec(compile(caller, "script.py", "exec"), variables)
+        exec(compile(caller, "script.py", "exec"), variables)
+    assert variables["mine"] == 42 and variables["y"].shape == (8, 256)
