@@ -27,8 +27,8 @@ NAME = "scaled_dot_product_attention"
 
 _original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
 _verdicts: dict[Hashable, bool] = {}
-_contiguous: set[Hashable] = set()
 _accounts: dict[Hashable, accounts.Account] = {}
+_like_query: set[Hashable] = set()
 _wanted: list[torch.dtype] = []
 _decides_only: list[bool] = []
 _lock = threading.Lock()
@@ -100,7 +100,7 @@ class Call:
         shape = (q.shape[1], k.shape[1], q.shape[3], v.shape[3])
         bits = tuple(size.bit_length() for size in (q.shape[0], q.shape[2], k.shape[2]))
         kind = None if mask is None else (mask.dtype, *(size == 1 for size in mask.shape))
-        order = (q.is_contiguous(), q.stride(1) < q.stride(2), q.shape[2] == 1)  # torch's result follows query
+        order = (q.is_contiguous(), q.stride(1) < q.stride(2), q.stride(0) < q.stride(2), q.shape[2] == 1)  # what a copy costs
         return q.dtype, shape, bits, kind, self.is_causal, order
 
     def macs(self) -> float:
@@ -139,8 +139,8 @@ def uninstall() -> None:
     setattr(functional, NAME, _original)
     _wanted.clear()
     _verdicts.clear()
-    _contiguous.clear()
     _accounts.clear()
+    _like_query.clear()
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -181,30 +181,27 @@ def _served(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor | No
     if _decides_only:
         return None
     if account.calls == account.next_timed:
-        return accounts.timed(account, lambda: _with_strides(call.fast(dtype), size))  # type: ignore[no-any-return]
-    return _with_strides(call.fast(dtype), size)
+        return accounts.timed(account, lambda: _laid_out(call.fast(dtype), call, size))  # type: ignore[no-any-return]
+    return _laid_out(call.fast(dtype), call, size)
 
 
 def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
     """Both ways on part of the batch: strides, error, time."""
     with set_up.timed(), torch.no_grad(), _lock:
-        part = call.part()
+        q, part = call.query, call.part()
         wanted, got = part.original(), part.fast(dtype)
-        if wanted.is_contiguous():
-            _contiguous.add(size)
-            got = _with_strides(got, size)
+        if wanted.shape == part.query.shape and wanted.stride() == torch.empty_like(part.query).stride():
+            _like_query.add(size)
+        got = _laid_out(got, part, size)
         error = guards.relative_error(got, wanted)
         if error is None:
             return False
-        q = call.query
         what = f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"
         if got.stride() != wanted.stride() or got.dtype != wanted.dtype or error > guards.LIMITS[dtype]:
             return _decide(size, what, False, "other strides, or not accurate enough", error_relative=error)
         if call.macs() < guards.SMALL_MACS:
             return _decide(size, what, False, "too small for any kernel to repay the way to it")
-        verdict = guards.speed.verdict(
-            ("attention", size), lambda: _with_strides(part.fast(dtype), size), part.original
-        )
+        verdict = guards.speed.verdict(("attention", size), lambda: _laid_out(part.fast(dtype), part, size), part.original)
         if verdict.fast is None:
             return False
         name = str(dtype).removeprefix("torch.")
@@ -212,14 +209,16 @@ def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
         return _decide(size, what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=error)
 
 
-def _with_strides(y: torch.Tensor, size: Hashable) -> torch.Tensor:
-    """The kernel's memory is [B, L, H, E]; torch's is [B, H, L, E] where the query's is. With L = 1 both are one."""
-    if size not in _contiguous:
+def _laid_out(y: torch.Tensor, call: Call, size: Hashable) -> torch.Tensor:
+    """``y``, in the kernel's memory of [B, L, H, E], as torch lays its result out: like the query, or contiguous."""
+    query = call.query
+    if y.stride() == query.stride() and size in _like_query:
         return y
-    if not y.is_contiguous():
-        return y.contiguous()
-    _, heads, length, depth = y.shape
-    return y.as_strided(y.shape, (heads * length * depth, length * depth, depth, 1))
+    wanted = torch.empty_like(query) if size in _like_query else torch.empty(y.shape, dtype=y.dtype)
+    strides = wanted.stride()
+    if all(have == want or length == 1 for have, want, length in zip(y.stride(), strides, y.shape, strict=True)):
+        return y.as_strided(y.shape, strides)  # the same memory: an axis of one element may have any stride
+    return wanted.copy_(y)
 
 
 def _decide(size: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:

@@ -123,3 +123,37 @@ def test_uninstalled_it_is_torchs_own(engine):
     engine("bfloat16")
     attention.uninstall()
     assert functional.scaled_dot_product_attention is sdpa
+
+
+def laid_out(order, batch=2, heads=4, length=6, depth=8):
+    """A query of shape [B, H, L, E] whose memory has its axes in this order, from the outermost."""
+    sizes = {"b": batch, "h": heads, "l": length, "e": depth}
+    x = torch.randn([sizes[axis] for axis in order])
+    return x.permute([order.index(axis) for axis in "bhle"])
+
+
+@pytest.mark.parametrize("lengths", [(6, 6), (1, 6), (1, 1)])
+@torch.no_grad()
+def test_the_result_is_laid_out_as_torchs_whatever_the_query(engine, lengths):
+    """One after the other, since calls of one size share a decision: MultiheadAttention's is "lbhe"."""
+    engine("bfloat16")
+    for order, batch in itertools.product(("blhe", "lbhe", "bhle", "hlbe", "lhbe"), (1, 2)):
+        q, k, v = (laid_out(order, length=length, batch=batch) for length in (lengths[0], lengths[1], lengths[1]))
+        wanted = sdpa(q, k, v)
+        for _ in range(2):
+            got = functional.scaled_dot_product_attention(q, k, v)
+            assert got.stride() == wanted.stride() and error(got, wanted) < 2e-2
+    short = laid_out("bhle")[:, :, :1]
+    k = laid_out("bhle")
+    assert functional.scaled_dot_product_attention(short, k, k).stride() == sdpa(short, k, k).stride()
+    if works["bfloat16"]:
+        assert decisions(taken=True) and not decisions(taken=False)
+
+
+@torch.no_grad()
+def test_a_value_of_another_depth(engine):
+    engine("float32")
+    q, k, v = laid_out("blhe"), laid_out("blhe"), laid_out("blhe", depth=16)
+    for _ in range(2):
+        got, wanted = functional.scaled_dot_product_attention(q, k, v), sdpa(q, k, v)
+        assert got.stride() == wanted.stride() and error(got, wanted) < 1e-5
