@@ -7,6 +7,7 @@
 #include "../kernels/depthwise_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/norm_call.h"
+#include "../kernels/winograd_call.h"
 
 namespace slipstream {
 
@@ -23,6 +24,8 @@ struct KernelTable {
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
   void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
   void (*depthwise_last)(const DepthwiseCall& call, const DepthwisePart& part);  // channels last
+  size_t (*winograd_scratch)(const WinogradCall& call, const LinearPart& part);
+  void (*winograd)(const WinogradCall& call, const LinearPart& part, void* scratch);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;

@@ -23,6 +23,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 #include "../kernels/amx/linear.h"
 
@@ -31,6 +33,7 @@ const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::ac
     amx::transpose, amx::norm,
     amx::attention_scratch, amx::attention,
     amx::gather_image, amx::convolution, amx::depthwise,
-    amx::depthwise_last};
+    amx::depthwise_last,
+    amx::winograd_scratch, amx::winograd};
 }  // namespace slipstream
 #endif

@@ -17,6 +17,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 #include "../kernels/amx/linear.h"
 
@@ -25,5 +27,6 @@ const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_em
     amx_emulated::transpose, amx_emulated::norm,
     amx_emulated::attention_scratch, amx_emulated::attention,
     amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise,
-    amx_emulated::depthwise_last};
+    amx_emulated::depthwise_last,
+    amx_emulated::winograd_scratch, amx_emulated::winograd};
 }  // namespace slipstream

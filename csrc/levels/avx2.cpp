@@ -18,6 +18,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 
 namespace slipstream {
@@ -25,6 +27,7 @@ const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activa
     avx2::transpose, avx2::norm,
     avx2::attention_scratch, avx2::attention,
     avx2::gather_image, avx2::convolution, avx2::depthwise,
-    avx2::depthwise_last};
+    avx2::depthwise_last,
+    avx2::winograd_scratch, avx2::winograd};
 }  // namespace slipstream
 #endif

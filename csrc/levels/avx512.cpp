@@ -19,6 +19,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 
 namespace slipstream {
@@ -26,6 +28,7 @@ const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512
     avx512::transpose, avx512::norm,
     avx512::attention_scratch, avx512::attention,
     avx512::gather_image, avx512::convolution, avx512::depthwise,
-    avx512::depthwise_last};
+    avx512::depthwise_last,
+    avx512::winograd_scratch, avx512::winograd};
 }  // namespace slipstream
 #endif

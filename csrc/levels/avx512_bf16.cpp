@@ -22,6 +22,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 
 namespace slipstream {
@@ -29,6 +31,7 @@ const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16:
     avx512_bf16::transpose, avx512_bf16::norm,
     avx512_bf16::attention_scratch, avx512_bf16::attention,
     avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
-    avx512_bf16::depthwise_last};
+    avx512_bf16::depthwise_last,
+    avx512_bf16::winograd_scratch, avx512_bf16::winograd};
 }  // namespace slipstream
 #endif

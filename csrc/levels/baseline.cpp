@@ -15,6 +15,8 @@
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 
 namespace slipstream {
@@ -22,5 +24,6 @@ const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, 
     baseline::transpose, baseline::norm,
     baseline::attention_scratch, baseline::attention,
     baseline::gather_image, baseline::convolution, baseline::depthwise,
-    baseline::depthwise_last};
+    baseline::depthwise_last,
+    baseline::winograd_scratch, baseline::winograd};
 }  // namespace slipstream

@@ -93,6 +93,20 @@ def depthwise(
     return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
 
 
+def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool) -> torch.Tensor:
+    out, ins, _, _ = weight.shape
+    depth = (ins + 31) // 32 * 32 if bfloat16 else ins
+    return weight.new_empty((out + 31) // 32, (tile + 2) ** 2 * depth * 32, dtype=_dtype(bfloat16))
+
+
+def winograd(
+    x: torch.Tensor, packed: torch.Tensor, out_channels: int, tile: int, padding_height: int, padding_width: int,
+    bias: torch.Tensor | None, post_op: int, residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    size = x.shape[0], out_channels, x.shape[2] + 2 * padding_height - 2, x.shape[3] + 2 * padding_width - 2
+    return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
+
+
 def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
     """Height and width of what a convolution makes of x; numbers: kernel, stride, padding, dilation, two each."""
     kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
@@ -101,5 +115,5 @@ def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
 
 FAKES = (
     pack_linear, linear, activation, norm, norm_of_sum, transpose, attention, pack_convolution, convolution, pack_depthwise,
-    depthwise,
+    depthwise, pack_winograd, winograd,
 )  # fmt: skip

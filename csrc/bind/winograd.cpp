@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// slipstream::pack_winograd and slipstream::winograd: 3 x 3 convolution of stride 1, channels last on both sides.
+#include <cstring>
+#include <optional>
+
+#include "../isa/level.h"
+#include "element.h"
+#include "partition.h"
+#include "scratch.h"
+#include "tensor_rows.h"
+
+namespace slipstream {
+namespace {
+
+// Multiplications that repay waking another thread: see bind/linear.cpp.
+constexpr int64_t kWorthAThread = 250'000;
+
+// u [n][n] = G w G^T of one pair of channels.
+template <int n>
+void transform_weight(const double (&g)[n][3], const double (&w)[9], double* u) {
+  for (int i = 0; i < n; ++i) {
+    double row[3];
+    for (int c = 0; c < 3; ++c) row[c] = g[i][0] * w[c] + g[i][1] * w[3 + c] + g[i][2] * w[6 + c];
+    for (int j = 0; j < n; ++j) u[i * n + j] = row[0] * g[j][0] + row[1] * g[j][1] + row[2] * g[j][2];
+  }
+}
+
+struct WeightSource {
+  const void* data;
+  ElementType type;
+  int64_t out, in;
+};
+
+// One panel of output channels, all points.
+void pack_panel(const WeightSource& weight, int64_t tile, int64_t panel, ElementType type, void* to) {
+  const int64_t points = (tile + 2) * (tile + 2), size = panel_size(type, weight.in), first = panel * kPanelColumns;
+  std::memset(to, 0, static_cast<size_t>(points * size * element_size(type)));
+  const int64_t columns = weight.out - first < kPanelColumns ? weight.out - first : kPanelColumns;
+  for (int64_t c = 0; c < weight.in; ++c) {
+    for (int64_t o = 0; o < columns; ++o) {
+      double w[9], u[36];
+      for (int t = 0; t < 9; ++t) w[t] = to_float(weight.data, weight.type, ((first + o) * weight.in + c) * 9 + t);
+      tile == 4 ? transform_weight(kWeightTransform4, w, u) : transform_weight(kWeightTransform2, w, u);
+      for (int64_t point = 0; point < points; ++point) {
+        const float value = static_cast<float>(u[point]);
+        if (type == ElementType::float32) {
+          static_cast<float*>(to)[point * size + c * kPanelColumns + o] = value;
+        } else {
+          static_cast<uint16_t*>(to)[point * size + (c / 2 * kPanelColumns + o) * 2 + c % 2] = to_bfloat16(value);
+        }
+      }
+    }
+  }
+}
+
+// weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h.
+Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16) {
+  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3, "weight: not of shape [out, in, 3, 3]");
+  STD_TORCH_CHECK(tile == 2 || (tile == 4 && !bfloat16), "tile: 2, or 4 in float32");
+  const Tensor weight = torch::stable::contiguous(weight_in);
+  const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
+  const ElementType type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
+  const int64_t panels = round_up(source.out, kPanelColumns) / kPanelColumns;
+  const int64_t elements = (tile + 2) * (tile + 2) * panel_size(type, source.in);
+  Tensor packed = empty({panels, elements}, scalar_type(type));
+  char* to = static_cast<char*>(packed.data_ptr());
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      pack_panel(source, tile, panel, type, to + panel * elements * element_size(type));
+    }
+  });
+  return packed;
+}
+
+// [batch, channels, height, width] with channels innermost and nothing between pixels, rows and images.
+bool is_channels_last(const Tensor& tensor) {
+  const int64_t order[4] = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (const int64_t d : order) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != stride) return false;
+    stride *= tensor.size(d);
+  }
+  return true;
+}
+
+ElementType channels_last(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == 4 && (tensor.numel() == 0 || is_channels_last(tensor)), argument,
+                  ": not [batch, channels, height, width] in memory format channels_last");
+  return element_type(tensor, argument);
+}
+
+WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t tile, int64_t padding_height,
+                      int64_t padding_width) {
+  WinogradCall call;
+  call.x_type = channels_last(x, "x");
+  call.x = x.data_ptr();
+  call.weight_type = element_type(packed, "packed");
+  call.weight = packed.data_ptr();
+  call.tile = tile;
+  call.batch = x.size(0);
+  call.in_channels = x.size(1);
+  call.out_channels = out_channels;
+  call.height = x.size(2);
+  call.width = x.size(3);
+  call.padding_height = padding_height;
+  call.padding_width = padding_width;
+  call.out_height = call.height + 2 * padding_height - 2;
+  call.out_width = call.width + 2 * padding_width - 2;
+  STD_TORCH_CHECK(tile == 2 || tile == 4, "tile: neither 2 nor 4");
+  STD_TORCH_CHECK(padding_height >= 0 && padding_width >= 0, "padding: below 0");
+  STD_TORCH_CHECK(call.out_height > 0 && call.out_width > 0, "x: smaller than the kernel");
+  STD_TORCH_CHECK(packed.dim() == 2 && packed.is_contiguous() &&
+                      packed.size(0) == round_up(out_channels, kPanelColumns) / kPanelColumns &&
+                      packed.size(1) == call.points() * panel_size(call.weight_type, call.in_channels),
+                  "packed: not packed for these sizes");
+  return call;
+}
+
+void run(const WinogradCall& call) {
+  const KernelTable& kernels = table();
+  const int64_t tiles = call.tiles(), panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns;
+  const int64_t wanted = tiles * call.points() * call.in_channels * call.out_channels / kWorthAThread + 1;
+  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
+  const Grid grid = choose_grid(tiles, panels, wanted < available ? wanted : available);
+  auto compute = [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const LinearPart part = part_of(grid, index, tiles, panels);
+      kernels.winograd(call, part, thread_scratch().take(kernels.winograd_scratch(call, part)));
+    }
+  };
+  if (grid.size() == 1) return compute(0, 1);
+  torch::stable::parallel_for(0, grid.size(), 1, compute);
+}
+
+// y [batch, out, oh, ow] = post_op(conv(x) + bias + residual); x, residual and y in memory format channels_last.
+Tensor winograd(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t tile, int64_t padding_height,
+                int64_t padding_width, std::optional<Tensor> bias, int64_t post_op, std::optional<Tensor> residual,
+                bool bfloat16_out) {
+  WinogradCall call = call_for(x, packed, out_channels, tile, padding_height, padding_width);
+  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
+  call.post_op = static_cast<PostOp>(post_op);
+  Tensor bias_holder;
+  if (bias) {
+    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->dim() == 1 && bias->size(0) == out_channels,
+                    "bias: not a float32 vector of output channels");
+    bias_holder = torch::stable::contiguous(*bias);
+    call.bias = static_cast<const float*>(bias_holder.data_ptr());
+  }
+  if (residual) {
+    call.residual_type = channels_last(*residual, "residual");
+    STD_TORCH_CHECK(residual->size(0) == call.batch && residual->size(1) == out_channels &&
+                        residual->size(2) == call.out_height && residual->size(3) == call.out_width,
+                    "residual: not of the output's shape");
+    call.residual = residual->data_ptr();
+  }
+  call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
+  const int64_t pixels = call.out_height * call.out_width;
+  Tensor y = empty_strided({call.batch, out_channels, call.out_height, call.out_width},
+                           {pixels * out_channels, 1, call.out_width * out_channels, out_channels}, scalar_type(call.y_type));
+  call.y = y.data_ptr();
+  if (call.batch > 0 && out_channels > 0) run(call);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
+  library.def("pack_winograd(Tensor weight, int tile, bool bfloat16) -> Tensor");
+  library.def(
+      "winograd(Tensor x, Tensor packed, int out_channels, int tile, int padding_height, int padding_width, Tensor? bias, "
+      "int post_op, Tensor? residual, bool bfloat16_out) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) {
+  library.impl("pack_winograd", TORCH_BOX(&pack_winograd));
+  library.impl("winograd", TORCH_BOX(&winograd));
+}
+
+}  // namespace slipstream

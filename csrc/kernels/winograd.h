@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// Winograd convolution, channels last, on vector registers; see kernels/winograd_call.h for the algorithm and the layout.
+// A block of tiles is transformed into scratch memory, [point][tile][channel]; each point is then a matrix product with its
+// panels of weights, by linear's strips, into sums [point][panel][tile][32]; the sums of a tile are transformed back and go
+// through bias, residual and post-op into y. Needs kernels/linear_vector.h and kernels/winograd_transform.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+// How a part is walked: `tiles` tiles at a time; for each such block of them, panel by panel.
+struct WinogradBlock {
+  int64_t tiles;
+  int64_t row;         // elements from one tile's channels to the next tile's
+  int64_t point;       // elements from one point to the next in the transformed input
+  int64_t sums_point;  // floats from one point to the next in the sums
+};
+
+// At least this many strips a block, though its input may then reach into the third-level cache: a panel's weights are read from
+// there too, once a block, and would otherwise be read more often than they are multiplied.
+constexpr int64_t kLeastStrips = 3;
+
+template <Step step>
+WinogradBlock winograd_block(const WinogradCall& call, int64_t tiles) {
+  using X = typename StepOf<step>::X;
+  constexpr int64_t line = 64 / sizeof(X);
+  WinogradBlock block;
+  block.row = x_stride_of<step>(call.in_channels);
+  const int64_t tile_bytes = call.points() * block.row * static_cast<int64_t>(sizeof(X));
+  int64_t most = kBlockBytes / tile_bytes / kStripRows * kStripRows;
+  if (most < kLeastStrips * kStripRows) most = kLeastStrips * kStripRows;
+  const int64_t blocks = (tiles + most - 1) / most;
+  block.tiles = blocks <= 1 ? tiles : round_up((tiles + blocks - 1) / blocks, kStripRows);
+  // An odd number of cache lines apart: the points of a tile are written and read together, from different sets of the caches.
+  block.point = (block.tiles * block.row / line | 1) * line;
+  block.sums_point = block.tiles * kPanelColumns + 16;
+  return block;
+}
+
+// Bytes of a line of zeros, which stands for pixels outside the image.
+inline int64_t zeros_bytes(const WinogradCall& call) { return round_up(call.in_channels * 4, 64); }
+
+template <Step step>
+size_t winograd_scratch_of(const WinogradCall& call, const LinearPart& part) {
+  const WinogradBlock block = winograd_block<step>(call, part.m_end - part.m_begin);
+  const int64_t input = call.points() * block.point * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
+  return static_cast<size_t>(zeros_bytes(call) + input + call.points() * block.sums_point * 4);
+}
+
+// A tile's place: its image, and the first row and column of its outputs.
+struct TilePlace {
+  int64_t image, row, column;
+};
+
+inline TilePlace place_of(const WinogradCall& call, int64_t index) {
+  const int64_t across = call.tiles_across(), of_image = call.tiles_down() * across;
+  const int64_t image = index / of_image, in_image = index - image * of_image;
+  return {image, in_image / across * call.tile, in_image % across * call.tile};
+}
+
+// kWidth channels of one tile (or fewer, where `load_pixel` fills up with zeros): to[point * stride].
+template <int tile, typename X, typename Load>
+SLIPSTREAM_INLINE void transform_input(const Load& load_pixel, X* to, int64_t stride) {
+  constexpr int n = tile + 2;
+  Vec half[n][n];  // transformed along columns; by column
+#pragma GCC unroll 8
+  for (int j = 0; j < n; ++j) {
+    Vec d[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) d[i] = load_pixel(i, j);
+    WinogradTransform<tile>::input(d, half[j]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) {
+    Vec d[n], v[n];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) d[j] = half[j][i];
+    WinogradTransform<tile>::input(d, v);
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) store(to + (i * n + j) * stride, v[j]);
+  }
+}
+
+template <int tile, typename Pixel, typename X>
+void gather_tile(const WinogradCall& call, int64_t index, const Pixel* zeros, X* to, int64_t stride) {
+  constexpr int n = tile + 2;
+  const TilePlace place = place_of(call, index);
+  const Pixel* pixels[n][n];
+  for (int i = 0; i < n; ++i) {
+    const int64_t row = place.row + i - call.padding_height;
+    const bool row_inside = row >= 0 && row < call.height;
+    for (int j = 0; j < n; ++j) {
+      const int64_t column = place.column + j - call.padding_width;
+      const bool inside = row_inside && column >= 0 && column < call.width;
+      const int64_t at = ((place.image * call.height + row) * call.width + column) * call.in_channels;
+      pixels[i][j] = inside ? static_cast<const Pixel*>(call.x) + at : zeros;
+    }
+  }
+  int64_t c = 0;
+  for (; c + kWidth <= call.in_channels; c += kWidth) {
+    transform_input<tile>([&](int i, int j) { return load(pixels[i][j] + c); }, to + c, stride);
+  }
+  const int64_t left = call.in_channels - c;
+  if (left > 0) {
+    transform_input<tile>([&](int i, int j) { return load_first(pixels[i][j] + c, left); }, to + c, stride);
+  }
+}
+
+// The outputs of one tile and one panel from their sums.
+template <int tile, PostOp op>
+SLIPSTREAM_INLINE void finish_winograd(const WinogradCall& call, const TilePlace& place, const float* sums, int64_t stride,
+                                       int64_t panel) {
+  constexpr int n = tile + 2;
+  const int64_t rows = call.out_height - place.row, columns = call.out_width - place.column;
+  const int64_t first = (place.image * call.out_height + place.row) * call.out_width + place.column;
+  for (int64_t v = 0; v < kPanelColumns; v += kWidth) {
+    const int64_t channel = panel * kPanelColumns + v;
+    const int64_t count = call.out_channels - channel < kWidth ? call.out_channels - channel : kWidth;
+    if (count <= 0) break;
+    Vec half[n][tile];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      Vec s[n];
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) s[i] = load(sums + (i * n + j) * stride + v);
+      WinogradTransform<tile>::output(s, half[j]);
+    }
+    const Vec bias = !call.bias ? Vec{} : count == kWidth ? load(call.bias + channel) : load_first(call.bias + channel, count);
+    Vec y[tile][tile];
+#pragma GCC unroll 8
+    for (int i = 0; i < tile; ++i) {
+      Vec s[n];
+#pragma GCC unroll 8
+      for (int j = 0; j < n; ++j) s[j] = half[j][i];
+      WinogradTransform<tile>::output(s, y[i]);
+    }
+    for (int i = 0; i < tile && i < rows; ++i) {
+      for (int j = 0; j < tile && j < columns; ++j) {
+        const int64_t at = (first + i * call.out_width + j) * call.out_channels + channel;
+        Vec sum = y[i][j] + bias;
+        if (call.residual) {
+          sum += count == kWidth ? load_element(call.residual, call.residual_type, at)
+                                 : load_element_partly(call.residual, call.residual_type, at, count);
+        }
+        store_element(call.y, call.y_type, at, count, post_op<op>(sum));
+      }
+    }
+  }
+}
+
+// sums [point][tile][32] of one panel.
+template <Step step, typename X>
+void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64_t tiles, int64_t panel, const X* input,
+                     float* sums) {
+  const int64_t points = call.points(), strips = (tiles + kStripRows - 1) / kStripRows;
+  const int64_t depth = StepOf<step>::depth, steps = (call.in_channels + depth - 1) / depth;
+  const int64_t panel_bytes = panel_size(call.weight_type, call.in_channels) * (call.weight_type == ElementType::float32 ? 4 : 2);
+  const uint8_t* w = static_cast<const uint8_t*>(call.weight) + panel * points * panel_bytes;
+  for (int64_t point = 0; point < points; ++point, w += panel_bytes) {
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t begin = tiles * s / strips, end = tiles * (s + 1) / strips;
+      Strips<step>::of[end - begin - 1](input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps,
+                                        sums + point * block.sums_point + begin * kPanelColumns);
+    }
+  }
+}
+
+template <int tile, Step step>
+void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch) {
+  using X = typename StepOf<step>::X;
+  const WinogradBlock block = winograd_block<step>(call, part.m_end - part.m_begin);
+  void* zeros = scratch;
+  X* input = reinterpret_cast<X*>(static_cast<char*>(scratch) + zeros_bytes(call));
+  float* sums = reinterpret_cast<float*>(input + call.points() * block.point);
+  __builtin_memset(zeros, 0, static_cast<size_t>(zeros_bytes(call)));
+
+  for (int64_t m = part.m_begin; m < part.m_end; m += block.tiles) {
+    const int64_t tiles = part.m_end - m < block.tiles ? part.m_end - m : block.tiles;
+    for (int64_t t = 0; t < tiles; ++t) {
+      X* to = input + t * block.row;
+      if (call.x_type == ElementType::float32) {
+        gather_tile<tile>(call, m + t, static_cast<const float*>(zeros), to, block.point);
+      } else {
+        gather_tile<tile>(call, m + t, static_cast<const uint16_t*>(zeros), to, block.point);
+      }
+    }
+    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+      multiply_points<step>(call, block, tiles, panel, input, sums);
+      with_post_op(call.post_op, [&](auto op) {
+        for (int64_t t = 0; t < tiles; ++t) {
+          const float* from = sums + t * kPanelColumns;
+          finish_winograd<tile, decltype(op)::value>(call, place_of(call, m + t), from, block.sums_point, panel);
+        }
+      });
+    }
+  }
+}
+
+inline size_t winograd_scratch(const WinogradCall& call, const LinearPart& part) {
+  return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kConvolutionStep>(call, part)
+                                                   : winograd_scratch_of<Step::float32>(call, part);
+}
+
+inline void winograd(const WinogradCall& call, const LinearPart& part, void* scratch) {
+  if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kConvolutionStep>(call, part, scratch);
+  call.tile == 4 ? winograd_of<4, Step::float32>(call, part, scratch) : winograd_of<2, Step::float32>(call, part, scratch);
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream

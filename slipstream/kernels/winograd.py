@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3 x 3 convolution of stride 1 by minimal filtering, channels last on both sides: y = post_op(conv(x) + b + residual).
+
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015. Outputs are computed in tiles of 2 x 2 or
+4 x 4, which takes 2.25 or 4 times fewer multiplications than the definition does.
+
+Accuracy, against float64, in relative norm, at up to 512 channels: float32 in tiles of 2 x 2 7e-7, of 4 x 4 2e-6 (torch's own
+float32 convolution: 3e-7); bfloat16 4e-3, where the image is transformed in float32 and rounded then (a direct product of
+bfloat16: 2.4e-3). A NaN or an infinity reaches whole tiles, and no other image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from slipstream.errors import UsageError
+from slipstream.kernels import native
+from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.post_op import apply_post_op, code_of
+
+TILES = (2, 4)
+"""Sides of a tile of outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWinograd:
+    """A weight [out, in, 3, 3], transformed for tiles of ``tile`` x ``tile``, in the kernel's order; serves every image size.
+
+    ``data`` is opaque, (tile + 2)² / 9 times the weight's size; without the native extension it is the weight itself.
+    """
+
+    data: torch.Tensor
+    tile: int
+    padding: tuple[int, int]
+    in_channels: int
+    out_channels: int
+    native: bool
+
+
+def pack(
+    weight: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    padding: tuple[int, int] = (1, 1),
+    tile: int | None = None,
+) -> PackedWinograd:
+    """Transform ``weight`` [out, in, 3, 3] (float32 or bfloat16) in float64 and copy it into the kernel's order.
+
+    ``dtype`` is what the packed copy holds and what is multiplied, ``padding`` that of rows and columns, ``tile`` the side of a
+    tile of outputs: 2, or, by default and in float32 only, 4. Raises UsageError for other shapes, dtypes and tiles.
+    """
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not of shape [out, in, 3, 3]")
+    check_dtypes(dtype=dtype, weight=weight.dtype)
+    allowed = TILES if dtype is torch.float32 else TILES[:1]
+    tile = allowed[-1] if tile is None else tile
+    if tile not in allowed:
+        raise UsageError.of("tile", tile, allowed, "" if tile not in TILES else "pack it with dtype=torch.float32")
+    if min(padding) < 0:
+        raise UsageError.of("padding", padding, "below 0")
+    out_channels, in_channels = int(weight.shape[0]), int(weight.shape[1])
+    with torch.no_grad():
+        if native.available():
+            data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, dtype is torch.bfloat16)
+            return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
+        data = weight.detach().to(dtype).contiguous().clone()
+        return PackedWinograd(data, tile, padding, in_channels, out_channels, False)
+
+
+def convolution_3x3(
+    x: torch.Tensor,
+    packed: PackedWinograd,
+    bias: torch.Tensor | None = None,
+    *,
+    post_op: str = "none",
+    residual: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """y [N, out, oh, ow] = post_op(conv(x [N, in, h, w]) + bias [out] + residual [N, out, oh, ow]), channels last.
+
+    x and residual are float32 or bfloat16, in any memory format (another than channels_last costs a copy), bias is float32; y
+    is ``out_dtype`` or x's dtype. Raises UsageError for an unknown post-op or dtype and for sizes that do not fit together,
+    RuntimeError where a gradient would have to be recorded.
+    """
+    code = code_of(post_op)
+    dtype = x.dtype if out_dtype is None else out_dtype
+    check_dtypes(x=x.dtype, out_dtype=dtype)
+    if x.dim() != 4 or x.shape[1] != packed.in_channels:
+        raise UsageError.of("x", f"of shape {tuple(x.shape)}", f"not of shape [batch, {packed.in_channels}, height, width]")
+    if any(x.shape[2 + i] + 2 * packed.padding[i] < 3 for i in range(2)):
+        raise UsageError.of("x", f"of shape {tuple(x.shape)}", "smaller than the kernel even when padded")
+    refuse_gradients("convolution_3x3", x, bias, residual)
+    if not packed.native:
+        return plain_convolution_3x3(x, packed, bias, post_op=post_op, residual=residual, out_dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    return torch.ops.slipstream.winograd.default(
+        x, packed.data, packed.out_channels, packed.tile, *packed.padding, bias, code, residual, dtype is torch.bfloat16
+    )
+
+
+def plain_convolution_3x3(
+    x: torch.Tensor,
+    packed: PackedWinograd,
+    bias: torch.Tensor | None = None,
+    *,
+    post_op: str = "none",
+    residual: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The twin: what `convolution_3x3` means, in plain torch."""
+    y = F.conv2d(x.to(packed.data.dtype), packed.data, None, 1, packed.padding).float()
+    if bias is not None:
+        y = y + bias.reshape(-1, 1, 1)
+    if residual is not None:
+        y = y + residual.float()
+    y = apply_post_op(y, post_op).to(x.dtype if out_dtype is None else out_dtype)
+    return y.contiguous(memory_format=torch.channels_last)
