@@ -21,14 +21,14 @@ from slipstream.decision import Decision, log
 if TYPE_CHECKING:
     from slipstream.autopatch.settings import Settings
 
-_state: dict[str, Any] = {"verbose": False, "armed": False}
+_state: dict[str, Any] = {"verbose": False, "inspected": False, "armed": False}
 _stderr = sys.stderr
 """Whatever the script puts in its place later is the script's."""
 
 
 def write_at_exit(settings: Settings) -> None:
     """Arm the report of this process and of the children that it forks."""
-    _state["verbose"] = settings.verbose
+    _state["verbose"], _state["inspected"] = settings.verbose, settings.decides_only
     log.listener = _say if settings.verbose else None
     if _state["armed"]:
         return
@@ -44,6 +44,7 @@ def contents() -> dict[str, object]:
         "pid": os.getpid(),
         "argv": list(getattr(sys, "argv", [])),
         "instance": _instance(),
+        "inspected": _state["inspected"],
         "decisions": decisions,
         "summary": summary(),
         **_accounts(),

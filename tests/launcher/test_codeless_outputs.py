@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.launcher.codeless.outputs import judge
+from slipstream.launcher.codeless.outputs import judge, named_times
 from slipstream.launcher.codeless.sift import Sieve
 
 
@@ -69,6 +69,18 @@ def test_the_diff_shows_differences_only():
     verdict = compare("took 4 ms\nlabel 1\ntook 4 ms", "took 3 ms\nlabel 2\ntook 5 ms")
     assert [line for line in verdict.diff if line[0] in "+-"][2:] == ["-label 1", "+label 2"]
     assert verdict.measured == 2 and verdict.differing == ((0, 1),)
+
+
+def test_words():
+    assert compare("a", "a").words(0.1) == "byte-identical"
+    assert compare("took 4 ms", "took 3 ms").words(0.1) == "the same but for times and rates in 1 line"
+    assert compare("1.25", "1.24", 0.1).words(0.1) == "the same within 0.1 (largest relative difference 0.008)"
+    assert compare("1", "2").words(0.1) == "DIFFERENT in 1 line"
+
+
+def test_times_that_are_printed_by_name():
+    text = b'{"first_s": 2.9, "median_s": 1.3}\nwait_ms=4e1\n{"median_s": 1.2, "labels": 3}'
+    assert named_times(text) == {"first_s": 2.9, "median_s": 1.2, "wait_ms": 40.0}
 
 
 def test_an_instance_that_said_nothing_differs():

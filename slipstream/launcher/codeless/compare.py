@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slipstream.launcher import report
-from slipstream.launcher.codeless.outputs import TOLERANCES, Judgement, Place, judge
+from slipstream.launcher.codeless.outputs import TOLERANCES, Judgement, Place, judge, named_times
 from slipstream.launcher.codeless.runs import Outcome, Runs
 from slipstream.launcher.options import LaunchOptions
 
@@ -97,6 +97,10 @@ def _figures(outcome: Outcome) -> dict[str, float]:
     for metric in outcome.report.get("metrics", ()):
         unit = "" if metric["unit"] in {"", metric["name"]} else f", {metric['unit']}"
         found[f"{metric['name']}{unit}"] = metric["total"]
+    times = [named_times(output) for output in outcome.stdout.values()]
+    for name in times[0]:
+        if all(name in one for one in times):
+            found.setdefault(name, statistics.mean(one[name] for one in times))
     courses: Mapping[Any, Any] = outcome.report.get("usage", {})
     resident = [max(course["resident_mb"], default=0.0) for course in courses.values()]
     if any(resident):

@@ -23,6 +23,9 @@ TIME_NAME = re.compile(
 SMALLEST = 1e-3
 """Numbers nearer to zero count as large as this in a relative difference."""
 
+NAMED_TIME = re.compile(rf"(?P<name>\w+_(?:s|ms|us))['\"]?\s*[:=]\s*(?P<value>{NUMBER.pattern})")
+"""A time with its unit in its name: "median_s": 1.3."""
+
 MOST_DIFF_LINES = 14
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """By what weights are multiplied in; see `optimize/guards.py`."""
@@ -48,7 +51,10 @@ class Judgement:
         """One sentence for a person."""
         if self.identical:
             return "byte-identical"
-        more = f"; {self.measured} lines with times or rates were not compared" if self.measured else ""
+        lines = f"{self.measured} line{'s' if self.measured != 1 else ''}"
+        if self.same and self.measured and not self.worst:
+            return f"the same but for times and rates in {lines}"
+        more = f"; times and rates in {lines} were not compared" if self.measured else ""
         if self.same:
             return f"the same within {tolerance:g} (largest relative difference {self.worst:.2g}){more}"
         count = len(self.differing)
@@ -76,6 +82,11 @@ def judge(
                 measured += line[1]
     diff = _diff(plain, ours, differing[0], tolerance) if differing else ()
     return Judgement(False, not differing, worst, measured, tuple(differing), diff)
+
+
+def named_times(output: bytes) -> dict[str, float]:
+    """Times that were printed under a name with their unit in it; the last value of each."""
+    return {match["name"]: float(match["value"]) for match in NAMED_TIME.finditer(output.decode(errors="replace"))}
 
 
 def _lines(output: bytes) -> list[str]:

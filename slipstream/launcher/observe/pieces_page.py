@@ -50,10 +50,11 @@ def section(process: Mapping[str, Any], tile: Any) -> str:
     if not rows:
         return ""
     script = os.path.basename(str((process.get("argv") or ["?"])[0]))
+    done = "would be done" if process.get("inspected") else "was done"
     instance = process.get("instance")
     where = f"process {process['pid']}" + ("" if instance is None else f", instance {instance}")
     return (
-        f"<h2>What was done in {escape(script)} <span class=soft>{escape(where)}</span></h2>"
+        f"<h2>What {done} in {escape(script)} <span class=soft>{escape(where)}</span></h2>"
         f"<div class=tiles>{''.join(tile(value, meaning) for value, meaning in outcome(process, rows))}</div>"
         f"<div class=plots>{_time(process, rows)}{_memory(process)}</div>"
         f"{_table(pieces.groups(rows))}{_rest(process)}"

@@ -81,7 +81,7 @@ def process_tables(process: Mapping[str, Any]) -> Iterator[Table]:
     where = "" if instance is None else f"instance {instance}, "
     title = f"{where}process {process['pid']} ({name})"
     groups = pieces.groups(pieces.rows(process))
-    last = _groups(f"{title}: pieces", groups) if groups else None
+    last = _groups(f"{title}: {'what would be done' if process.get('inspected') else 'pieces'}", groups) if groups else None
     others = pieces.other_decisions(process)
     if others:
         if last is not None:
