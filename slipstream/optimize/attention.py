@@ -2,7 +2,7 @@
 """Attention in inference: `scaled_dot_product_attention` on our kernel, or torch's own in bfloat16, where faster.
 
 The function in `torch.nn.functional` is replaced by one that asks first, because models call it as a function
-and no module stands around it. Which of the two is faster is measured once for each class of shapes.
+and no module stands around it. Which of the two is faster is measured once for each class of shapes, on calls as they come.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
 from slipstream.optimize import accounts, gates, guards, names
-from slipstream.optimize.options import compute_dtype, set_up
+from slipstream.optimize.allowance import FIXED_S
+from slipstream.optimize.options import clocks, compute_dtype, elapsed, fair, set_up
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 NAME = "scaled_dot_product_attention"
@@ -29,6 +30,7 @@ _original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
 _verdicts: dict[Hashable, bool] = {}
 _accounts: dict[Hashable, accounts.Account] = {}
 _like_query: set[Hashable] = set()
+_errors: dict[Hashable, float] = {}
 _wanted: list[torch.dtype] = []
 _decides_only: list[bool] = []
 _lock = threading.Lock()
@@ -141,6 +143,7 @@ def uninstall() -> None:
     _verdicts.clear()
     _accounts.clear()
     _like_query.clear()
+    _errors.clear()
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -167,12 +170,58 @@ def _answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | Non
         size = call.size()
         verdict = _verdicts.get(size)
         if verdict is None:
-            verdict = _consider(call, size, dtype)
+            return _undecided(call, size, dtype)
         return _served(call, dtype, size) if verdict else None
     except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, and ours is not tried again
         log.note("attention: kernel", False, f"slipstream failed and the original runs: {error!r}")
         _wanted.clear()
         return None
+
+
+def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor | None:
+    """As for a layer (pieces/deciding.py), with nothing to pack: check once, then both take turns."""
+    macs = call.macs()
+    if macs < guards.SMALL_MACS:
+        _decide(call, size, False, "too small for any kernel to repay the way to it")
+        return None
+    question = ("attention", size, torch.get_num_threads())
+    if size not in _errors:
+        if not _decides_only and guards.speed.known(question) is None and not guards.speed.is_fasts_turn(question):
+            return _by_original(call, question, macs)
+        checking_s = 2 * guards.speed.expected_s(question, min(macs, guards.TRIAL_MACS)) + FIXED_S
+        if not set_up.affords(checking_s) or not _lock.acquire(blocking=False):
+            return _by_original(call, question, macs)
+        try:
+            if not _check(call, size, dtype):
+                return None
+        finally:
+            _lock.release()
+    if _decides_only:
+        part = call.part()
+        with set_up.timed(), torch.no_grad():
+            guards.speed.settle(question, lambda: _laid_out(part.fast(dtype), part, size), part.original, macs)
+    verdict = guards.speed.known(question)
+    if verdict is not None:
+        why = f"in {str(dtype).removeprefix('torch.')}" if verdict.fast else "the original is faster here"
+        _decide(call, size, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=_errors[size])
+        return _served(call, dtype, size) if verdict.fast else None
+    if not guards.speed.is_fasts_turn(question) or not set_up.affords(guards.speed.expected_s(question, macs) / 2):
+        return _by_original(call, question, macs)
+    start = clocks()
+    y = _laid_out(call.fast(dtype), call, size)
+    spent = elapsed(start)
+    set_up.allowance.save(guards.speed.expected_s(question, macs) - fair(spent))
+    guards.speed.saw(question, True, spent, macs)
+    return y
+
+
+def _by_original(call: Call, question: Hashable, macs: float) -> torch.Tensor:
+    start = clocks()
+    y = call.original()
+    spent = elapsed(start)
+    set_up.allowance.earn(fair(spent))
+    guards.speed.saw(question, False, spent, macs)
+    return y
 
 
 def _served(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor | None:
@@ -185,10 +234,10 @@ def _served(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor | No
     return _laid_out(call.fast(dtype), call, size)
 
 
-def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
-    """Both ways on part of the batch: strides, error, time."""
-    with set_up.timed(), torch.no_grad(), _lock:
-        q, part = call.query, call.part()
+def _check(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
+    """Both ways on part of the batch: strides and error. False decides, but for data that are not finite."""
+    with set_up.timed(), torch.no_grad():
+        part = call.part()
         wanted, got = part.original(), part.fast(dtype)
         if wanted.shape == part.query.shape and wanted.stride() == torch.empty_like(part.query).stride():
             _like_query.add(size)
@@ -196,17 +245,11 @@ def _consider(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
         error = guards.relative_error(got, wanted)
         if error is None:
             return False
-        what = f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"
         if got.stride() != wanted.stride() or got.dtype != wanted.dtype or error > guards.LIMITS[dtype]:
-            return _decide(size, what, False, "other strides, or not accurate enough", error_relative=error)
-        if call.macs() < guards.SMALL_MACS:
-            return _decide(size, what, False, "too small for any kernel to repay the way to it")
-        verdict = guards.speed.verdict(("attention", size), lambda: _laid_out(part.fast(dtype), part, size), part.original)
-        if verdict.fast is None:
+            _decide(call, size, False, "other strides, or not accurate enough", error_relative=error)
             return False
-        name = str(dtype).removeprefix("torch.")
-        why = f"in {name}" if verdict.fast else "the original is faster here"
-        return _decide(size, what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=error)
+        _errors[size] = error
+        return True
 
 
 def _laid_out(y: torch.Tensor, call: Call, size: Hashable) -> torch.Tensor:
@@ -221,8 +264,9 @@ def _laid_out(y: torch.Tensor, call: Call, size: Hashable) -> torch.Tensor:
     return wanted.copy_(y)
 
 
-def _decide(size: Hashable, what: str, taken: bool, why: str, **figures: float) -> bool:
+def _decide(call: Call, size: Hashable, taken: bool, why: str, **figures: float) -> None:
+    q = call.query
+    what = f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"
     _accounts[size] = accounts.of_function(what, NAME)
     _verdicts[size] = taken
     log.note(what, taken, why, **figures)
-    return taken

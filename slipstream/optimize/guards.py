@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two questions asked on live data before a fast implementation may answer: is it right, is it faster?
 
-Both compare with the original on a bounded sample of the input. The answer on speed is shared by all pieces
-of one kind and size, so that a model of seventy equal layers asks once.
+The first compares with the original on a sample of the input. The second times calls of the script as they come, answered
+by the one way and by the other; its answer is shared by all pieces of one kind and size.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from slipstream.optimize.options import clocks, elapsed
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative error ‖fast − original‖ / ‖original‖ by the dtype that is multiplied.
@@ -22,19 +23,26 @@ A bfloat16 product of random data is off by 2.4e-3 to 4e-3 and a float32 one by 
 hundred times) that, the data cancel so much that the dtype is not fit for them, or something is wrong.
 """
 
-TRIAL_MACS = 2e7
-"""Multiply-adds of a sample: about half a millisecond on one core, so a trial of eight takes a few."""
+TRIAL_MACS = 8e6
+"""Multiply-adds of a sample on which results are compared: a tenth of a millisecond on one core."""
 
 SMALL_MACS = 3e4
 """Below this no kernel can repay the microsecond that the way to it takes: 30 k multiply-adds take one."""
+
+SECONDS_A_MAC = 2e-11
+"""What an original is taken for until one was timed: half of what a core can do in float32."""
 
 GATE_S = 3e-6
 """What the checks around a fast call take; counted on the fast side of a trial."""
 
 ROUNDS = 4
+CLEAR_ROUNDS = 2
 
 CLEAR = 1.25
-"""With this between them after the second round, no other is needed."""
+"""With this between them after the second round, no other is needed for a win."""
+
+HOPELESS = 0.5
+"""Nor for a loss with this."""
 
 
 def relative_error(fast: torch.Tensor, original: torch.Tensor) -> float | None:
@@ -53,64 +61,84 @@ def relative_error(fast: torch.Tensor, original: torch.Tensor) -> float | None:
     return distance / scale if scale > 0 else (0.0 if distance == 0 else math.inf)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
-    """``fast`` is None while one trial was lost and the second opinion is still to come."""
-
-    fast: bool | None
+    fast: bool
     speedup_x: float
 
 
+@dataclass
+class Trial:
+    """Least seconds a multiply-add seen of the original and of the fast way, by wall and thread's own; rounds of each."""
+
+    best: list[list[float]] = field(default_factory=lambda: [[math.inf] * 2, [math.inf] * 2])
+    rounds: list[int] = field(default_factory=lambda: [0, 0])
+    verdict: Verdict | None = None
+
+    def speedup_x(self) -> float:
+        """With one thread by that thread's own time, because where others are busy the wall says nothing about
+        either. With several by both clocks, and the better counts: a kernel that is turned down stays down."""
+        chosen = (1,) if torch.get_num_threads() == 1 else (0, 1)
+        return max(self.best[0][clock] / self.best[1][clock] for clock in chosen)
+
+    def judge(self, margin: float) -> None:
+        """A clear win takes two rounds each and another win four; a loss takes four, or two of less than half speed."""
+        rounds = min(self.rounds)
+        if rounds < CLEAR_ROUNDS:
+            return
+        speedup = self.speedup_x()
+        if rounds >= ROUNDS or speedup > margin * CLEAR or speedup < HOPELESS:
+            self.verdict = Verdict(speedup > margin, speedup)
+
+
 class SpeedGuard:
-    """Trials by kind of piece and size of input. Losing takes two: the first may have met a busy core."""
+    """Trials by kind of piece and size of input. The calls of the script are the rounds: a call that is answered by the
+    original is a round of the original's, and so on in turn, amid the model and on its data. Equal layers share a trial."""
 
     def __init__(self) -> None:
-        self._verdicts: dict[Hashable, Verdict] = {}
+        self._trials: dict[Hashable, Trial] = {}
         self._lock = threading.Lock()
 
-    def verdict(
-        self, question: Hashable, fast: Callable[[], object], original: Callable[[], object], margin: float = 1.0
-    ) -> Verdict:
-        """``margin`` is how many times faster it has to be."""
-        known = self._verdicts.get(question)
-        if known is not None and known.fast is not None:
-            return known
-        speedup = time_both(fast, original)
-        won = speedup > margin
-        verdict = Verdict(True if won else (False if known is not None else None), speedup)
+    def known(self, question: Hashable) -> Verdict | None:
+        """What was found, once it was."""
+        trial = self._trials.get(question)
+        return None if trial is None else trial.verdict
+
+    def is_fasts_turn(self, question: Hashable) -> bool:
+        """The original begins."""
+        trial = self._trials.get(question)
+        return trial is not None and trial.rounds[1] < trial.rounds[0]
+
+    def expected_s(self, question: Hashable, macs: float) -> float:
+        """What the original takes for so many multiply-adds."""
+        trial = self._trials.get(question)
+        best = math.inf if trial is None else min(trial.best[0])
+        return macs * (best if best < math.inf else SECONDS_A_MAC)
+
+    def saw(self, question: Hashable, fast: bool, spent: tuple[float, float], macs: float, margin: float = 1.0) -> None:
+        """One round: wall and thread's own seconds. ``margin`` is how many times faster the fast way has to be."""
+        extra = GATE_S if fast else 0.0
         with self._lock:
-            self._verdicts[question] = verdict
+            trial = self._trials.setdefault(question, Trial())
+            trial.rounds[fast] += 1
+            trial.best[fast] = [min(had, (now + extra) / macs) for had, now in zip(trial.best[fast], spent, strict=True)]
+            if trial.verdict is None:
+                trial.judge(margin)
+
+    def settle(
+        self, question: Hashable, fast: Callable[[], object], original: Callable[[], object], macs: float, margin: float = 1.0
+    ) -> Verdict:
+        """Decide now, by running both in turn: for who wants to know what would be done, and does not mind the time."""
+        while (verdict := self.known(question)) is None:
+            is_fast = self.is_fasts_turn(question)
+            start = clocks()
+            (fast if is_fast else original)()
+            self.saw(question, is_fast, elapsed(start), macs, margin)
         return verdict
 
     def clear(self) -> None:
         with self._lock:
-            self._verdicts.clear()
-
-
-def time_both(fast: Callable[[], object], original: Callable[[], object]) -> float:
-    """How many times faster ``fast`` is: the best of two to four rounds each, both warm, each first in turn.
-
-    With one thread, by that thread's own time, because where others are busy the wall says nothing about
-    either. With several, by both clocks, and the better counts: a kernel that is turned down stays down.
-    """
-    ways = (original, fast)
-    best = [[math.inf] * 2, [math.inf] * 2]
-    speedup = 1.0
-    for number in range(ROUNDS):
-        for which in (number % 2, 1 - number % 2):
-            start = _clocks()
-            ways[which]()
-            spent = [now - then for now, then in zip(_clocks(), start, strict=True)]
-            best[which] = [min(pair) for pair in zip(best[which], spent, strict=True)]
-        clocks = (1,) if torch.get_num_threads() == 1 else (0, 1)
-        speedup = max(best[0][clock] / (best[1][clock] + GATE_S) for clock in clocks)
-        if number and not 1 / CLEAR < speedup < CLEAR:
-            break
-    return speedup
-
-
-def _clocks() -> tuple[float, float]:
-    return time.perf_counter(), time.thread_time()
+            self._trials.clear()
 
 
 speed = SpeedGuard()

@@ -9,6 +9,7 @@ loses its ``forward`` or ``__call__``; modules that are no leaves pay nothing; a
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from typing import Any
@@ -67,6 +68,8 @@ class _Slot:
 def install(settings: Any) -> None:
     """Cover every module of the process. ``settings`` is autopatch's Settings."""
     set_up.budget_s = settings.budget_s
+    if settings.decides_only:
+        set_up.allowance.share = math.inf
     options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only)
     _everywhere[:] = [options]
     open_slots()
@@ -130,8 +133,9 @@ def _meet(module: nn.Module) -> Any:
     if not _everywhere or _in_data_worker():
         return None
     try:
-        name = names.of(module)
-        piece = adopt(module, name, _everywhere[0]) if names.are_wanted(name) else None
+        with set_up.timed():
+            name = names.of(module)
+            piece = adopt(module, name, _everywhere[0]) if names.are_wanted(name) else None
     except Exception as error:  # noqa: BLE001 - a failure of ours: the module is left alone and the report says so
         decision.log.note(f"{type(module).__name__}: meet", False, f"slipstream failed: {error!r}")
         piece = None

@@ -13,6 +13,22 @@ from typing import Any
 import torch
 
 from slipstream.decision import log
+from slipstream.optimize.allowance import Allowance
+
+
+def clocks() -> tuple[float, float]:
+    """Wall and this thread's own, in seconds."""
+    return time.perf_counter(), time.thread_time()
+
+
+def elapsed(start: tuple[float, float]) -> tuple[float, float]:
+    wall, own = clocks()
+    return wall - start[0], own - start[1]
+
+
+def fair(spent: tuple[float, float]) -> float:
+    """The one of both clocks to go by: with one thread its own, because where others are busy the wall says little."""
+    return spent[1] if torch.get_num_threads() == 1 else spent[0]
 
 
 @dataclass(frozen=True)
@@ -36,25 +52,38 @@ def compute_dtype(settings: Any) -> torch.dtype:
 
 @dataclass
 class SetUp:
-    """Seconds spent on packing and guarding in this process, against a budget if there is one."""
+    """Seconds spent on packing and guarding in this process, against a budget if there is one.
+
+    Without a budget nothing but the allowance bounds them: a share of what the script's own operators took.
+    While ``wanted`` is positive, some piece waits for it.
+    """
 
     budget_s: float | None = None
     spent_s: float = 0.0
     packed_bytes: int = 0
     most_packed_bytes: int = 0
+    wanted: int = 0
+    allowance: Allowance = field(default_factory=Allowance)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_spent(self) -> bool:
         return self.budget_s is not None and self.spent_s >= self.budget_s
 
+    def affords(self, seconds: float) -> bool:
+        """Whether this thread may begin a step of about this length now."""
+        return self.allowance.affords(seconds) and not self.is_spent()
+
     @contextmanager
     def timed(self) -> Iterator[None]:
-        start = time.perf_counter()
+        """Count what is done meanwhile as set-up of this thread. Not to be nested."""
+        start = clocks()
         try:
             yield
         finally:
+            spent = elapsed(start)
+            self.allowance.spend(fair(spent))
             with self._lock:
-                self.spent_s += time.perf_counter() - start
+                self.spent_s += spent[0]
 
 
 _said: set[str] = set()

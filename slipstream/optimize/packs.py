@@ -10,8 +10,10 @@ read, nothing is packed. A change through a NumPy array that shares the memory i
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +68,8 @@ _packs: weakref.WeakValueDictionary[tuple[int, Any], Pack] = weakref.WeakValueDi
 _by_tensor: dict[int, weakref.WeakSet[Pack]] = {}
 _aliases: dict[int, weakref.ref[torch.Tensor]] = {}
 _short_lived: Counter[Any] = Counter()
+_lock = threading.RLock()  # a pack may go, and _retire run, wherever memory is collected
+_spoils = [0]
 
 
 def refusal(*tensors: torch.Tensor | None) -> str | None:
@@ -91,18 +95,26 @@ def find(kind: Any, *tensors: torch.Tensor | None) -> Pack | None:
     return pack if pack is not None and pack.fits(tensors) else None
 
 
-def keep(kind: Any, content: Any, size: int, *tensors: torch.Tensor | None) -> Pack:
-    """Let a new pack be found; whoever asked for it holds it."""
+def make(kind: Any, build: Callable[[], tuple[Any, int]], *tensors: torch.Tensor | None) -> Pack:
+    """Pack these tensors by ``build``, which gives content and bytes, and let the pack be found; whoever asks holds it.
+
+    Stamps are taken before, and a look through ``.data`` meanwhile spoils the pack: what another thread changes while
+    the weights are being read makes a pack that does not fit.
+    """
+    stamps, seen = tuple(_stamp(tensor) for tensor in tensors), _spoils[0]
+    content, size = build()
     life = Life(kind, size)
-    pack = Pack(content, tuple(_stamp(tensor) for tensor in tensors), life)
+    pack = Pack(content, stamps, life)
     numbers = [id(tensor) for tensor in tensors if tensor is not None]
     # before the sets below hold it: callbacks run last made first, and this one looks whether the sets are empty
     weakref.finalize(pack, _retire, life, numbers).atexit = False
-    _packs[id(tensors[0]), kind] = pack
-    for number in numbers:
-        _by_tensor.setdefault(number, weakref.WeakSet()).add(pack)
-    set_up.packed_bytes += size
-    set_up.most_packed_bytes = max(set_up.most_packed_bytes, set_up.packed_bytes)
+    with _lock:
+        _packs[id(tensors[0]), kind] = pack
+        for number in numbers:
+            _by_tensor.setdefault(number, weakref.WeakSet()).add(pack)
+        set_up.packed_bytes += size
+        set_up.most_packed_bytes = max(set_up.most_packed_bytes, set_up.packed_bytes)
+    pack.valid = _spoils[0] == seen
     return pack
 
 
@@ -124,18 +136,20 @@ def _stamp(tensor: torch.Tensor | None) -> Stamp:
 
 
 def _retire(life: Life, numbers: list[int]) -> None:
-    set_up.packed_bytes -= life.bytes
-    for number in numbers:
-        if not _by_tensor.get(number, True):
-            del _by_tensor[number]
-    if life.uses < 2:
-        _short_lived[life.kind] += 1
-    else:
-        del _short_lived[life.kind]
+    with _lock:
+        set_up.packed_bytes -= life.bytes
+        for number in numbers:
+            if not _by_tensor.get(number, True):
+                del _by_tensor[number]
+        if life.uses < 2:
+            _short_lived[life.kind] += 1
+        else:
+            del _short_lived[life.kind]
 
 
 def _spoil(parameter: Parameter) -> None:
-    """No pack made from this parameter may be used again."""
+    """No pack made from this parameter may be used again, nor one that is just being made."""
+    _spoils[0] += 1
     for pack in tuple(_by_tensor.get(id(parameter), ())):
         pack.valid = False
 

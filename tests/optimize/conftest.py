@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine over the whole process for one test, deciding the same on every machine."""
 
+import math
 import pathlib
 import sys
 
@@ -17,9 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, howeve
 
 @pytest.fixture
 def always_faster(monkeypatch):
-    """Every trial is won, nothing is too small: what is tested is the meaning, not the clock."""
-    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original, margin=1.0: Verdict(True, 2.0))
+    """Every trial is won, nothing is too small, set-up takes no time: what is tested is the meaning, not the clock."""
+    monkeypatch.setattr(guards.speed, "known", lambda question: Verdict(True, 2.0))
     monkeypatch.setattr(guards, "SMALL_MACS", 0)
+    monkeypatch.setattr(options.set_up.allowance, "share", math.inf)
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def clean():
         log.clear()
         options.set_up.spent_s = 0.0
         options.set_up.budget_s = None
+        options.set_up.allowance.spend(options.set_up.allowance.balance)
         names._roots.clear()
         accounts.uninstall()
         names._nameless.clear()

@@ -6,7 +6,7 @@ import torch
 from judging import decisions, error
 from torch import nn
 
-from slipstream.optimize.pieces import piece
+from slipstream.optimize.pieces import deciding
 
 MODELS = {
     "linear": (lambda: nn.Linear(24, 16), (5, 24)),
@@ -30,7 +30,7 @@ def gradients(model, x, *, of_x=True):
 
 @pytest.fixture
 def recording(engine, monkeypatch):
-    monkeypatch.setattr(piece, "GRADIENT_MACS", 0)
+    monkeypatch.setattr(deciding, "GRADIENT_MACS", 0)
     return engine
 
 

@@ -36,10 +36,9 @@ def test_data_that_are_not_finite_decide_nothing(engine):
 
 
 @torch.no_grad()
-def test_a_piece_that_is_slower_is_left_alone_for_good(clean, monkeypatch):
-    monkeypatch.setattr(guards, "SMALL_MACS", 0)
-    monkeypatch.setattr(guards.speed, "verdict", lambda question, fast, original, margin: Verdict(False, 0.5))
-    leaf_tier.install(settings())
+def test_a_piece_that_is_slower_is_left_alone_for_good(engine, monkeypatch):
+    engine("bfloat16")
+    monkeypatch.setattr(guards.speed, "known", lambda question: Verdict(False, 0.5))
     model, x = nn.Linear(24, 16).eval(), torch.randn(5, 24)
     for _ in range(40):
         assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
@@ -63,20 +62,56 @@ def settings(**others):
     return Settings(dtype="bfloat16", **others)
 
 
-def test_losing_takes_two_trials(monkeypatch):
-    speeds = iter([0.5, 0.5, 2.0])
-    monkeypatch.setattr(guards, "time_both", lambda fast, original: next(speeds))
-    guard = SpeedGuard()
-    assert guard.verdict("q", None, None).fast is None
-    assert guard.verdict("q", None, None).fast is False
-    assert guard.verdict("q", None, None).fast is False
-    assert guard.verdict("another", None, None).fast is True
+def trial(rounds, margin=1.0, guard=None, question="q"):
+    """The verdict after rounds of (original, fast) seconds for a million multiply-adds."""
+    guard = guard or SpeedGuard()
+    for original, fast in rounds:
+        assert not guard.is_fasts_turn(question)
+        guard.saw(question, False, (original, original), 1e6, margin)
+        assert guard.is_fasts_turn(question)
+        guard.saw(question, True, (fast, fast), 1e6, margin)
+    verdict = guard.known(question)
+    return None if verdict is None else verdict.fast
 
 
-def test_a_margin_has_to_be_won_by(monkeypatch):
-    monkeypatch.setattr(guards, "time_both", lambda fast, original: 1.1)
+@pytest.mark.parametrize(
+    ("rounds", "verdict"),
+    [
+        ([(2.0, 1.0)], None),
+        ([(2.0, 1.0)] * 2, True),
+        ([(1.1, 1.0)] * 2, None),
+        ([(1.1, 1.0)] * 4, True),
+        ([(0.9, 1.0)] * 2, None),
+        ([(0.9, 1.0)] * 4, False),
+        ([(0.1, 1.0)] * 2, False),
+        ([(1.2, 9.0), (9.0, 1.0), (1.2, 9.0), (9.0, 1.0)], True),
+    ],
+)
+def test_a_clear_win_takes_two_rounds_and_a_loss_four(rounds, verdict):
+    assert trial(rounds) is verdict
+
+
+def test_a_margin_has_to_be_won_by():
+    assert trial([(1.1, 1.0)] * 4, margin=1.2) is False
+    assert trial([(1.1, 1.0)] * 4, margin=1.05) is True
+
+
+def test_what_the_gates_take_counts_against_the_fast_way():
+    assert trial([(1e-6, 0.9e-6)] * 4) is False
+
+
+def test_calls_of_other_lengths_compare_by_the_multiply_add():
     guard = SpeedGuard()
-    assert guard.verdict("a", None, None, 1.2).fast is None and guard.verdict("b", None, None).fast is True
+    for _ in range(2):
+        guard.saw("q", False, (2.0, 2.0), 1e6)
+        guard.saw("q", True, (3.0, 3.0), 2e6)
+    assert guard.known("q").speedup_x == pytest.approx(4 / 3, rel=1e-3)
+
+
+def test_who_only_asks_gets_a_verdict_at_once():
+    ran = []
+    verdict = SpeedGuard().settle("q", lambda: ran.append("fast"), lambda: ran.append("original"), 1.0)
+    assert {"fast", "original"} == set(ran[:2]) and verdict.fast in (True, False)
 
 
 @pytest.mark.parametrize(
@@ -143,20 +178,3 @@ def test_threads_that_meet_a_model_at_once(engine):
 def test_relative_error_of_numbers_whose_squares_overflow():
     large = torch.tensor([1e30, -1e30])
     assert guards.relative_error(large * 1.001, large) == pytest.approx(1e-3, rel=1e-3)
-
-
-@pytest.mark.parametrize(("slow", "runs"), [(10.0, 2), (0.1, 2), (1.1, 4)])
-def test_a_clear_difference_needs_two_rounds(monkeypatch, slow, runs):
-    now = [0.0]
-    monkeypatch.setattr(guards, "_clocks", lambda: (now[0], now[0]))
-    counted = []
-
-    def original():
-        counted.append("original")
-        now[0] += slow
-
-    def fast():
-        now[0] += 1.0
-
-    assert guards.time_both(fast, original) == pytest.approx(slow, rel=1e-3)
-    assert len(counted) == runs

@@ -47,7 +47,7 @@ def test_the_transposed_layer_of_transformers(engine, dtype):
 
 def test_gradients_of_the_transposed_layer(engine, monkeypatch):
     file = pytest.importorskip("transformers.pytorch_utils")
-    monkeypatch.setattr("slipstream.optimize.pieces.piece.GRADIENT_MACS", 0)
+    monkeypatch.setattr("slipstream.optimize.pieces.deciding.GRADIENT_MACS", 0)
     layer, x = file.Conv1D(17, 24).eval(), torch.randn(2, 3, 24)
     wanted = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
     engine("float32")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import textwrap
 from dataclasses import dataclass
 from types import CodeType
@@ -61,9 +62,11 @@ def find(code: CodeType, line: int, parent: nn.Module, name: str) -> HandOver | 
 @functools.cache
 def _function(code: CodeType) -> ast.FunctionDef | None:
     """The function's syntax tree with the file's line numbers; None where it cannot be had or must not be read."""
+    lines = linecache.getlines(code.co_filename)  # not inspect.getsource, which looks through every module there is
     try:
-        function = ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
-    except (OSError, SyntaxError, IndexError, ValueError, TypeError):
+        block = inspect.getblock(lines[code.co_firstlineno - 1 :])
+        function = ast.parse(textwrap.dedent("".join(block))).body[0]
+    except (SyntaxError, IndexError, ValueError, TypeError):
         return None
     if not isinstance(function, ast.FunctionDef) or function.name != code.co_name:
         return None

@@ -21,6 +21,7 @@ from torch import nn
 from slipstream.decision import log
 from slipstream.optimize import gates
 from slipstream.optimize.chain import dataflow
+from slipstream.optimize.options import set_up
 from slipstream.optimize.pieces.piece import Piece
 from slipstream.optimize.pieces.sequential import find_row
 
@@ -28,6 +29,10 @@ SLOT = "_compiled_call_impl"
 
 CALLER_DEPTH = 2
 """From a piece's __call__: nn.Module._wrapped_call_impl, then whoever called the module."""
+
+
+READING_S = 2e-4
+"""Reading one method's source takes about so long; where its syntax tree is known already, a quarter of that."""
 
 
 class _Expected(threading.local):
@@ -78,7 +83,11 @@ class HandOverPiece:
         assert module is not None  # it is being called
         if len(args) == 1 and not kwargs and gates.tensor_is_plain(args[0]) and gates.call_is_plain():
             caller = sys._getframe(CALLER_DEPTH)
-            chain = self.chain or self._find_chain(module, caller)
+            chain = self.chain
+            if chain is None:
+                if not set_up.allowance.affords(READING_S) and gates.module_is_plain(module):
+                    return self.plain.wait(module, args[0])
+                chain = self._find_chain(module, caller)
             if chain is not None and gates.module_is_plain(module):
                 followers = chain.ready_followers(caller)
                 if followers:
@@ -90,7 +99,8 @@ class HandOverPiece:
 
     def _find_chain(self, module: nn.Module, caller: FrameType) -> _Chain | None:
         try:
-            self.chain = _read_chain(self.plain, module, caller)
+            with set_up.timed():
+                self.chain = _read_chain(self.plain, module, caller)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the layer stays a layer, the report says so
             log.note(f"{self.plain.name}: chain", False, f"slipstream failed: {error!r}")
         if self.chain is None:

@@ -118,7 +118,7 @@ class Followers:
         shift = shift * scale + (0.0 if beta is None else beta.double())
         shape = [1] * weight.dim()
         shape[axis] = -1
-        return (weight.double() * scale.reshape(shape)).float(), shift.float()
+        return weight.float() * scale.float().reshape(shape), shift.float()
 
     def apply(self, y: torch.Tensor) -> torch.Tensor:
         """The modules themselves, for comparison."""

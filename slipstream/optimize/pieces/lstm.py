@@ -37,7 +37,7 @@ class LstmPiece(Piece):
         if 1 <= len(args) + len(kwargs) <= 2 and args and not kwargs.keys() - {"hx"}:
             x, hx = args[0], args[1] if len(args) == 2 else kwargs.get("hx")
             if isinstance(x, PackedSequence):
-                self._note(False, "a packed sequence is left to torch")
+                self.note(False, "a packed sequence is left to torch")
             elif gates.module_is_plain(module) and gates.tensor_is_plain(x) and gates.call_is_plain():
                 inputs = self._inputs(module, x, hx)
                 y = None if inputs is None else self.answer(module, inputs)

@@ -9,6 +9,7 @@ answers a call or returns None, upon which the caller runs the original.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Hashable
 from typing import Any
@@ -18,13 +19,11 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.optimize import accounts, gates, guards, packs
-from slipstream.optimize.options import Options, say_once, set_up
+from slipstream.optimize.options import Options, clocks, elapsed, fair, say_once, set_up
+from slipstream.optimize.pieces import deciding
 
 PATIENCE = 32
 """Calls after which a piece that never won is let go for good, so that it costs nothing any more."""
-
-GRADIENT_MACS = 4e6
-"""Below this a call that records a gradient stays torch's: recording ours costs some 15 µs, and this takes 40."""
 
 Tensors = tuple[torch.Tensor | None, ...]
 
@@ -39,12 +38,17 @@ class Piece:
         self.name = name
         self.options = options
         self.pack: packs.Pack | None = None
+        self.unchecked: packs.Pack | None = None
+        self.saves_s = 0.0
         self.verdicts: dict[Hashable, bool] = {}
-        self.heavy: set[Hashable] = set()
+        self.light: set[Hashable] = set()
+        self.lock = threading.Lock()
         self.wins = 0
         self.losses = 0
         self.misses = 0
+        self.refusals = 0
         self.waiting = 0
+        self.seen_before = False
         self.account = accounts.Account(type(module).__name__)
 
     # What an operator says about itself -------------------------------------------------------------------
@@ -110,11 +114,22 @@ class Piece:
                 if y is not None:
                     return y
         if not self.account.decided:
-            self._note(False, gates.why_not_plain(module, args, kwargs))
+            self.note(False, gates.why_not_plain(module, args, kwargs))
         return module._call_impl(*args, **kwargs)
 
+    def wait(self, module: nn.Module, x: Any) -> Any:
+        """The original's answer to a plain call, while there is no time for reading what this piece is part of."""
+        if self.size_of(module, x) is None or self.sample(module, x)[1] < guards.SMALL_MACS:
+            return self(x)  # which will be let go
+        self.note_first(deciding.WAITS)
+        start = clocks()
+        y = self.original(module, x)
+        set_up.allowance.earn(fair(elapsed(start)))
+        return y
+
     def answer(self, module: nn.Module, x: Any) -> Any:
-        """The fast result, or None where the original has to run."""
+        """The answer: fast, or while that is being decided also the original's; None where the original has to run."""
+        now = None
         try:
             tensors = self.tensors(module)
             if tensors is None:
@@ -123,129 +138,52 @@ class Piece:
             if recorded and (not self.has_replay or x.is_inference()):
                 return None
             size = self.size_of(module, x)
-            if size is None:
+            if size is None or (recorded and size in self.light):
                 return None
             verdict = self.verdicts.get(size)
-            if verdict is None:
-                verdict = self._consider(module, x, tensors, size)
-            if not verdict:
+            if verdict:
+                pack = self.pack
+                if pack is not None and pack.fits(tensors):
+                    return self.serve(module, x, pack, tensors, recorded)
+            elif verdict is not None:
                 self._let_go(module)
                 return None
-            if recorded and size not in self.heavy:
-                say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
+            now = deciding.turn(self, module, x, tensors, size, recorded)
+            if now is None:
                 return None
-            pack = self.pack
-            if pack is None or not pack.fits(tensors):
-                pack = self._pack_again(module, x, tensors)
-                if pack is None:
-                    return None
-            pack.life.uses += 1
-            account = self.account
-            account.calls += 1
-            if self.options.decides_only:
-                return None
-            if recorded:
-                say_once("gradients", "inference runs with gradients on: torch.no_grad() saves time and memory")
-                return _Replayed.apply(self, module, pack.content, x, *tensors)
-            if account.calls == account.next_timed:
-                return accounts.timed(account, self.run, module, x, pack.content, tensors)
-            return self.run(module, x, pack.content, tensors)
+            if now.fast:
+                return deciding.answer_fast(self, module, x, tensors, recorded, now)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the original runs, the report says so
             self._failed(error)
             return None
+        return self._learn_from_original(module, x, tensors, now)
 
-    # Deciding ---------------------------------------------------------------------------------------------
-
-    def _consider(self, module: nn.Module, x: Any, tensors: Tensors, size: Hashable) -> bool:
-        """Decide for inputs of this size, once; on the way the weights are packed and the result checked."""
-        with set_up.timed(), torch.no_grad():
-            dtype = self.plan(x, tensors)
-            if isinstance(dtype, str):
-                return self._refuse(size, dtype)
-            part, macs = self.sample(module, x)
-            if macs < guards.SMALL_MACS:
-                return self._refuse(size, "too small for any kernel to repay the way to it")
-            pack = self._fresh_pack(module, part, tensors, dtype)
-            if pack is None:
-                return False
-            question = (self.kind(module, tensors, dtype), size, self.post_name(), torch.get_num_threads())
-            verdict = guards.speed.verdict(
-                question,
-                lambda: self.run(module, part, pack.content, tensors),
-                lambda: self.original(module, part),
-                self.margin,
-            )
-            if verdict.fast is None:
-                if not self.wins:
-                    why = "the original was faster in a first trial; the next call decides"
-                    self._note(False, why, speedup_x=verdict.speedup_x)
-                return False
-            if not verdict.fast:
-                return self._refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
-            self.verdicts[size] = True
-            if macs >= GRADIENT_MACS:
-                self.heavy.add(size)
-            self.wins += 1
-            self._accept(pack, dtype, verdict.speedup_x)
-            return True
-
-    def _fresh_pack(
-        self, module: nn.Module, part: Any, tensors: Tensors, dtype: torch.dtype
-    ) -> packs.Pack | None:
-        """A pack that fits and was seen to be right on ``part``; None where that cannot be had now."""
-        kind = (self.kind(module, tensors, dtype), self.variant())
-        sources = self.sources(tensors)
-        pack = packs.find(kind, *sources)
-        if pack is None:
-            why = packs.refusal(*sources) or ("the set-up budget is spent" if set_up.is_spent() else None)
-            if why is not None:
-                self._note(False, why)
-                return None
-            if packs.lives_are_short(kind) and self.waiting == 0:
-                self.waiting = 1  # weights that live for one call are not worth packing: see them twice first
-                return None
-            pack = packs.keep(kind, *self.make(module, tensors, dtype), *sources)
-        if pack is not self.pack and not self._is_right(module, part, pack, tensors, dtype):
+    def serve(self, module: nn.Module, x: Any, pack: packs.Pack, tensors: Tensors, recorded: bool) -> Any:
+        """The fast answer from this pack; None from who only decides."""
+        pack.life.uses += 1
+        account = self.account
+        account.calls += 1
+        if self.options.decides_only:
             return None
-        self.pack = pack
-        return pack
+        if set_up.wanted > 0:
+            set_up.wanted -= 1
+            set_up.allowance.save(self.saves_s)
+        if recorded:
+            say_once("gradients", "inference runs with gradients on: torch.no_grad() saves time and memory")
+            return _Replayed.apply(self, module, pack.content, x, *tensors)
+        if account.calls == account.next_timed:
+            return accounts.timed(account, self.run, module, x, pack.content, tensors)
+        return self.run(module, x, pack.content, tensors)
 
-    def _is_right(
-        self, module: nn.Module, part: Any, pack: packs.Pack, tensors: Tensors, dtype: torch.dtype
-    ) -> bool:
-        wanted = _flat(self.original(module, part))
-        got = _flat(self.run(module, part, pack.content, tensors))
-        if [_form(y) for y in got] != [_form(y) for y in wanted]:
-            self._give_up(module, "the fast result has another dtype, shape or strides")
-            return False
-        errors = [guards.relative_error(y, w) for y, w in zip(got, wanted, strict=True)]
-        if None in errors:
-            return False  # the live data are not finite: nothing can be said yet
-        error = max(error for error in errors if error is not None)
-        if error > guards.LIMITS[dtype]:
-            self._give_up(module, "not accurate enough on live data", error_relative=error)
-            return False
-        self.error = error
-        return True
-
-    def _pack_again(self, module: nn.Module, x: Any, tensors: Tensors) -> packs.Pack | None:
-        """The weights changed. Weights that change each call are left alone, for twice as long each time."""
-        if self.waiting > 0:
-            self.waiting -= 1
-            return None
-        old, self.pack = self.pack, None
-        if old is not None:
-            self.misses = self.misses + 1 if old.life.uses < 4 else 0
-            if self.misses >= 2:
-                self.waiting = min(1 << self.misses, 1 << 16)
-                self._note(False, "the weights change too often to be worth packing")
-                return None
-        with set_up.timed(), torch.no_grad():
-            dtype = self.plan(x, tensors)
-            if isinstance(dtype, str):
-                self.verdicts.clear()
-                return None
-            return self._fresh_pack(module, self.sample(module, x)[0], tensors, dtype)
+    def _learn_from_original(self, module: nn.Module, x: Any, tensors: Tensors, now: deciding.Turn) -> Any:
+        start = clocks()
+        y = self.original(module, x)  # what it raises is the script's
+        spent = elapsed(start)
+        try:
+            deciding.learn(self, module, x, y, tensors, now, spent)
+        except Exception as error:  # noqa: BLE001 - as above; the answer is there
+            self._failed(error)
+        return y
 
     def post_name(self) -> str:
         """What is fused behind the operator; part of the question that a trial answers."""
@@ -253,10 +191,14 @@ class Piece:
 
     # Saying so --------------------------------------------------------------------------------------------
 
-    def _accept(self, pack: packs.Pack, dtype: torch.dtype, speedup: float) -> None:
+    def accept(self, size: Hashable, pack: packs.Pack, dtype: torch.dtype, speedup: float, plain_s: float) -> None:
+        """From now on the fast way answers inputs of this size, with which the original takes ``plain_s``."""
+        self.saves_s = plain_s * (1 - 1 / speedup)
+        self.verdicts[size] = True
+        self.wins += 1
         self.account.packed_bytes = pack.life.bytes
         self.account.weight_bytes = sum(tensor.nbytes for tensor, *_ in pack.stamps if tensor is not None)
-        self._note(
+        self.note(
             True,
             f"{str(dtype).removeprefix('torch.')} weights, packed once",
             speedup_x=round(speedup, 2),
@@ -264,11 +206,11 @@ class Piece:
             memory_mb=pack.life.bytes / 1e6,
         )
 
-    def _refuse(self, size: Hashable, why: str, **figures: float) -> bool:
+    def refuse(self, size: Hashable, why: str, **figures: float) -> None:
+        """From now on the original answers inputs of this size."""
         self.verdicts[size] = False
         if not self.wins:
-            self._note(False, why, **figures)
-        return False
+            self.note(False, why, **figures)
 
     def _let_go(self, module: nn.Module) -> None:
         """Count a call that the original won; after enough of them, this module is not looked at again."""
@@ -276,29 +218,38 @@ class Piece:
         if not self.wins and self.losses >= PATIENCE:
             self._leave(module)
 
+    def is_given_up(self) -> bool:
+        return isinstance(self.verdicts, _Never)
+
     def is_hopeless(self) -> bool:
         """Whether it lost often enough, or was given up."""
-        return isinstance(self.verdicts, _Never) or (not self.wins and self.losses >= PATIENCE)
+        return self.is_given_up() or (not self.wins and self.losses >= PATIENCE)
 
     def _leave(self, module: nn.Module) -> None:
         if not self.shares_module:
             module.__dict__["_compiled_call_impl"] = None
 
-    def _give_up(self, module: nn.Module, why: str, **figures: float) -> None:
+    def give_up(self, module: nn.Module, why: str, **figures: float) -> None:
+        """The fast way is not fit for this module, whatever the size."""
         self._leave(module)
         self.verdicts = _Never()
-        self.pack = None
-        self._note(False, why, **figures)
+        self.pack = self.unchecked = None
+        self.note(False, why, **figures)
 
     def _failed(self, error: Exception) -> None:
         self.verdicts = _Never()
-        self.pack = None
-        self._note(False, f"slipstream failed and the original runs: {type(error).__name__}: {error}")
+        self.pack = self.unchecked = None
+        self.note(False, f"slipstream failed and the original runs: {type(error).__name__}: {error}")
 
-    def _note(self, taken: bool, why: str, **figures: float) -> None:
+    def note(self, taken: bool, why: str, **figures: float) -> None:
         self.account.tier = "chain" if self.post_name() else "leaf"
         accounts.enter(f"{self.name}: {self.act}", self.account)
         log.note(f"{self.name}: {self.act}", taken, why, **figures)
+
+    def note_first(self, why: str) -> None:
+        """Say where things stand, as long as nothing has won yet."""
+        if not self.wins:
+            self.note(False, why)
 
     error: float = math.nan
 
@@ -333,15 +284,6 @@ class _Never(dict[Hashable, bool]):
 
     def get(self, key: Hashable, default: Any = None) -> bool:
         return False
-
-
-def _flat(value: Any) -> list[torch.Tensor]:
-    """The tensors in a result: a tensor, or tuples of them."""
-    return [value] if isinstance(value, torch.Tensor) else [y for part in value for y in _flat(part)]
-
-
-def _form(y: torch.Tensor) -> tuple[Any, ...]:
-    return y.dtype, y.shape, y.stride()
 
 
 def _wants_grad(x: Any, tensors: Tensors) -> bool:

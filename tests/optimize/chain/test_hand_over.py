@@ -3,6 +3,7 @@
 
 import copy
 import io
+import math
 import pickle
 import threading
 
@@ -13,7 +14,7 @@ from torch import nn
 from slipstream import decision
 from slipstream.autopatch.settings import Settings
 from slipstream.kernels import native
-from slipstream.optimize import leaf_tier
+from slipstream.optimize import guards, leaf_tier, options
 from slipstream.optimize.chain import hand_over
 
 needs_native = pytest.mark.skipif(not native.available(), reason="float32 linear is left to torch without the extension")
@@ -63,7 +64,8 @@ class Intermediate(nn.Module):
 
 def always_fast(monkeypatch):
     """Speed is not what is tested here: let every trial be won."""
-    monkeypatch.setattr("slipstream.optimize.guards.time_both", lambda fast, original: 2.0)
+    monkeypatch.setattr(guards.speed, "known", lambda question: guards.Verdict(True, 2.0))
+    monkeypatch.setattr(options.set_up.allowance, "share", math.inf)
 
 
 def plain(module, *args):
