@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set-up never takes more than its share of the script's own time, the first call's too, and everything is decided in the end."""
+"""Set-up never takes more than its share of the script's own time, in the first call too; in the end all is decided."""
 
 import threading
 

@@ -112,3 +112,12 @@ def test_saved_inference_input(recording):
         x = torch.randn(3, 8)
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
         layer(x)
+
+
+def test_the_answer_may_be_changed_in_place(recording):
+    recording("bfloat16")
+    layer, x = nn.Conv1d(3, 8, 3).eval(), torch.randn(2, 3, 8)
+    y = layer(x)
+    y += 1.0
+    y.sum().backward()
+    assert layer.weight.grad is not None

@@ -64,20 +64,24 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
     with torch.no_grad():
         dtype = piece.plan(x, tensors)
         if isinstance(dtype, str):
-            return piece.refuse(size, dtype)
+            piece.refuse(size, dtype)
+            return None
         part, macs = piece.sample(module, x)
         if macs < guards.SMALL_MACS:
-            return piece.refuse(size, "too small for any kernel to repay the way to it")
+            piece.refuse(size, "too small for any kernel to repay the way to it")
+            return None
         if recorded and macs < GRADIENT_MACS:
             piece.light.add(size)
             say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
             return None
         question = (piece.kind(module, tensors, dtype), size, piece.post_name(), torch.get_num_threads())
         if piece.options.decides_only:
-            return _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
+            _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
+            return None
         verdict = guards.speed.known(question)
         if verdict is not None and not verdict.fast:
-            return piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
+            piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
+            return None
         pack, is_new = piece.pack, False
         if pack is None and (verdict is not None or guards.speed.is_fasts_turn(question)):
             pack, is_new = _prepare(piece, module, x, tensors, Turn(question, dtype, part, macs, None, False)), True
@@ -130,6 +134,7 @@ def _inspect(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Ha
         )
     if verdict.fast:
         piece.accept(size, pack, now.dtype, verdict.speedup_x, 0.0)
+        piece.serve(module, x, pack, tensors, False)  # which counts, and leaves the answer to the original
     else:
         piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
 
