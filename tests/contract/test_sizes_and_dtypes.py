@@ -7,6 +7,8 @@ from families import FAMILIES
 from judging import decisions
 from zoo import A_FEW, LIMIT, call, check_same, fresh, made
 
+from slipstream.kernels import native
+
 EACH = [(name, "float32") for name in FAMILIES] + [(name, "bfloat16") for name in A_FEW if name in FAMILIES]
 
 
@@ -57,4 +59,4 @@ def test_the_number_of_threads_may_change(engine, name):
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
         check_same(call(model, inputs), wanted, LIMIT["float32"])
-    assert decisions(taken=True)
+    assert decisions(taken=True) or not native.available()
