@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -212,6 +213,20 @@ def test_bad_input_is_one_line_and_exit_code_2(slipstream, words, sentence):
     ended = slipstream(*words)
     assert ended.returncode == 2 and ended.stdout == ""
     assert sentence in ended.stderr.splitlines()[-1]
+
+
+def test_bisect_ends_when_it_is_told_to(script):
+    command = "import sys; from slipstream.launcher.cli import main; sys.exit(main(sys.argv[1:]))"
+    path = script("import time\ntime.sleep(0.3)\n" + PRETENDING)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "bisect", path, "Net.layer.3"],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "every piece left out" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and stdout == ""
 
 
 def test_help(slipstream):
