@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::pack_linear and slipstream::linear: check tensors, split the outputs over torch's threads, call the table.
 #include <cstring>
-#include <optional>
 
 #include "../isa/level.h"
 #include "element.h"
+#include "linear_operands.h"
 #include "partition.h"
 #include "scratch.h"
-#include "tensor_rows.h"
 
 namespace slipstream {
 namespace {
@@ -54,17 +53,6 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16) {
   return packed;
 }
 
-// The [m, n] view of an optional operand of y's shape.
-Rows operand_rows(const std::optional<Tensor>& operand, const char* argument, const LinearCall& call, Tensor& holder) {
-  if (!operand) return {};
-  int64_t rows = 0;
-  const int64_t dims = operand->dim();
-  STD_TORCH_CHECK(dims >= 1 && operand->size(dims - 1) == call.n, argument, ": last dimension is not out_features");
-  const Rows result = as_rows(*operand, argument, holder, rows);
-  STD_TORCH_CHECK(rows == call.m, argument, ": not of the output's shape");
-  return result;
-}
-
 void run(const LinearCall& call) {
   const KernelTable& kernels = table();
   const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
@@ -89,33 +77,12 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   LinearCall call;
   call.n = n;
   call.k = k;
-  const int64_t dims = x.dim();
-  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == k, "x: last dimension is not in_features");
-  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
-  call.post_op = static_cast<PostOp>(post_op);
   call.weight_type = element_type(packed, "packed");
   STD_TORCH_CHECK(packed.numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
   call.weight = packed.data_ptr();
-
-  Tensor x_holder, multiplier_holder, residual_holder, bias_holder;
-  call.x = as_rows(x, "x", x_holder, call.m);
-  if (bias) {
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, "bias: not a vector of out_features");
-    call.bias_type = element_type(*bias, "bias");
-    bias_holder = n > 1 && bias->stride(0) != 1 ? torch::stable::contiguous(*bias) : *bias;
-    call.bias = bias_holder.data_ptr();
-  }
-  call.multiplier = operand_rows(multiplier, "multiplier", call, multiplier_holder);
-  call.residual = operand_rows(residual, "residual", call, residual_holder);
-  call.residual_first = residual_first && call.residual.data;
-
-  std::vector<int64_t> sizes(static_cast<size_t>(dims));
-  for (int64_t d = 0; d + 1 < dims; ++d) sizes[static_cast<size_t>(d)] = x.size(d);
-  sizes[static_cast<size_t>(dims - 1)] = n;
-  call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
-  Tensor y = empty(sizes, scalar_type(call.y_type));
-  call.y = y.data_ptr();
-  call.y_stride = n;
+  LinearOperands operands;
+  operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
+  Tensor y = operands.result(call, x, bfloat16_out);
   if (call.m > 0 && n > 0) run(call);
   return y;
 }

@@ -68,7 +68,9 @@ inline Rows as_rows(const Tensor& tensor, const char* argument, Tensor& holder, 
 
 inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
   AtenTensorHandle handle = nullptr;
-  const int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+  const int32_t dtype = type == ScalarType::Char    ? aoti_torch_dtype_int8()
+                        : type == ScalarType::Float ? aoti_torch_dtype_float32()
+                                                    : aoti_torch_dtype_bfloat16();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);

@@ -65,10 +65,13 @@ Level detect() {
 }
 
 }  // namespace
+bool has_avx_vnni() { return best_level() >= Level::avx2 && bit(cpuid(7, 1).eax, 4); }
+
 #else
 namespace {
 Level detect() { return Level::baseline; }
 }  // namespace
+bool has_avx_vnni() { return false; }
 #endif
 
 Level best_level() {

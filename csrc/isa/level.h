@@ -15,6 +15,9 @@ const char* name_of(Level level);
 // on plain C++ tiles, so that they can be tested where there is no AMX, and has to be asked for.
 Level best_level();
 
+// Whether the processor multiplies int8 in 256-bit registers (AVX-VNNI): some have it without AVX-512, some AVX-512 without it.
+bool has_avx_vnni();
+
 // Whether this machine can run a level.
 bool runs_here(Level level);
 

@@ -15,8 +15,7 @@ const char* name_of(Level level) {
 namespace {
 
 #if defined(__x86_64__)
-// avx512_vnni differs from avx512 in integer kernels only.
-const KernelTable* const tables[kLevelCount] = {&table_baseline,    &table_avx2, &table_avx512,      &table_avx512,
+const KernelTable* const tables[kLevelCount] = {&table_baseline,    &table_avx2, &table_avx512,      &table_avx512_vnni,
                                                 &table_avx512_bf16, &table_amx,  &table_amx_emulated};
 #else
 const KernelTable* const tables[kLevelCount] = {&table_baseline, nullptr, nullptr, nullptr,
@@ -40,6 +39,13 @@ bool set_level(Level level) {
   return true;
 }
 
-const KernelTable& table() { return *tables[static_cast<int>(active_level())]; }
+const KernelTable& table() {
+  const Level level = active_level();
+#if defined(__x86_64__)
+  static const bool avx_vnni = has_avx_vnni();
+  if (level == Level::avx2 && avx_vnni) return table_avx2_vnni;
+#endif
+  return *tables[static_cast<int>(level)];
+}
 
 }  // namespace slipstream

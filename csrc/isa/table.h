@@ -23,11 +23,15 @@ struct KernelTable {
   void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
   void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
+  size_t (*linear_int8_scratch)(const LinearInt8Call& call, const LinearPart& part);
+  void (*linear_int8)(const LinearInt8Call& call, const LinearPart& part, void* scratch);
+  Range (*range_of_rows)(const Rows& x, int64_t k, int64_t begin, int64_t end);
   void (*depthwise_last)(const DepthwiseCall& call, const DepthwisePart& part);  // channels last
   size_t (*winograd_scratch)(const WinogradCall& call, const LinearPart& part);
   void (*winograd)(const WinogradCall& call, const LinearPart& part, void* scratch);
 };
 
-extern const KernelTable table_baseline, table_avx2, table_avx512, table_avx512_bf16, table_amx, table_amx_emulated;
+extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16, table_amx,
+    table_amx_emulated;
 
 }  // namespace slipstream

@@ -19,10 +19,14 @@ enum class ElementType : int32_t { float32, bfloat16 };
 //                                           dot-product instructions and AMX tiles want them; k is zero-padded to
 //                                           kPackedDepth, columns are zero-padded to the panel
 //   float32:  [panel][k][column]
+//   int8:     [panel]: [k / 4][column][4], four neighbouring k together, zero-padded to kPackedDepthInt8; behind it what
+//             belongs to the panel's columns: scales (float), sums over k and zero points (int32)
 // 32 columns: two 512-bit accumulators a row (12 rows x 2 = 24 of 32 registers), or two AMX tiles side by side.
 constexpr int64_t kPanelColumns = 32;
 // One AMX tile is 16 rows of 32 bfloat16 deep.
 constexpr int64_t kPackedDepth = 32;
+// The same 64 bytes hold 64 int8.
+constexpr int64_t kPackedDepthInt8 = 64;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -35,6 +39,9 @@ constexpr int64_t panel_size(ElementType type, int64_t k) { return packed_depth(
 constexpr int64_t packed_size(ElementType type, int64_t n, int64_t k) {
   return round_up(n, kPanelColumns) / kPanelColumns * panel_size(type, k);
 }
+
+constexpr int64_t panel_depth_bytes_int8(int64_t k) { return round_up(k, kPackedDepthInt8) * kPanelColumns; }
+constexpr int64_t panel_bytes_int8(int64_t k) { return panel_depth_bytes_int8(k) + 3 * 4 * kPanelColumns; }
 
 // A matrix whose rows lie `stride` elements apart and whose columns are neighbours.
 struct Rows {
@@ -57,6 +64,26 @@ struct LinearCall {
   void* y = nullptr;                                 // [m, n]
   int64_t y_stride = 0;
   ElementType y_type = ElementType::float32;
+};
+
+// How x becomes integers. `per_row`: each row gets the scale (and asymmetric, the zero point) that its own range asks for.
+// `given`: one scale and zero point for all.
+enum class Quantization : int32_t { per_row, per_row_asymmetric, given };
+
+// x is rounded to u8 with a scale and a zero point, multiplied by int8 weights, and the int32 sums are scaled back.
+struct LinearInt8Call {
+  LinearCall linear;  // its weight is packed as int8
+  Quantization quantization = Quantization::per_row;
+  // For `given`: x = scale * (u - zero_point) with u in [low, high]. A row with NaN is NaN; infinities are the range's ends, or,
+  // where the scale was taken from x (`infinity_is_nan`), make the row NaN too.
+  float scale = 0;
+  int32_t zero_point = 0, low = 0, high = 255;
+  bool infinity_is_nan = false;
+};
+
+// The range of the finite rows of x, zero included.
+struct Range {
+  float low = 0, high = 0;
 };
 
 // x [rows, columns] to y [columns, rows].

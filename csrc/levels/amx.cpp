@@ -10,9 +10,11 @@
 #define SLIPSTREAM_LEVEL amx
 #define SLIPSTREAM_WIDTH 16
 #define SLIPSTREAM_DOT_BF16
+#define SLIPSTREAM_DOT_INT8
 #include "../simd/vec.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
+#include "../simd/dot_int8.h"
 #include "../simd/tile_amx.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
@@ -20,6 +22,7 @@
 #include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
@@ -27,12 +30,14 @@
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
 #include "../kernels/amx/linear.h"
+#include "../kernels/amx/linear_int8.h"
 
 namespace slipstream {
 const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation,
     amx::transpose, amx::norm,
     amx::attention_scratch, amx::attention,
     amx::gather_image, amx::convolution, amx::depthwise,
+    amx::amx_linear_int8_scratch, amx::amx_linear_int8, amx::range_of_rows,
     amx::depthwise_last,
     amx::winograd_scratch, amx::winograd};
 }  // namespace slipstream

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Levels avx512 and avx512_vnni: 512-bit registers (F, BW, DQ, VL, CD). VNNI will differ in integer kernels only.
+// Level avx512: 512-bit registers (F, BW, DQ, VL, CD).
 #include "../isa/table.h"
 
 #if defined(__x86_64__)
@@ -10,12 +10,14 @@
 #define SLIPSTREAM_WIDTH 16
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/dot_int8.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
 #include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
@@ -28,6 +30,7 @@ const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512
     avx512::transpose, avx512::norm,
     avx512::attention_scratch, avx512::attention,
     avx512::gather_image, avx512::convolution, avx512::depthwise,
+    avx512::linear_int8_scratch, avx512::linear_int8, avx512::range_of_rows,
     avx512::depthwise_last,
     avx512::winograd_scratch, avx512::winograd};
 }  // namespace slipstream

@@ -10,15 +10,18 @@
 #define SLIPSTREAM_LEVEL avx512_bf16
 #define SLIPSTREAM_WIDTH 16
 #define SLIPSTREAM_DOT_BF16
+#define SLIPSTREAM_DOT_INT8
 #include "../simd/vec.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
+#include "../simd/dot_int8.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
 #include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
@@ -31,6 +34,7 @@ const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16:
     avx512_bf16::transpose, avx512_bf16::norm,
     avx512_bf16::attention_scratch, avx512_bf16::attention,
     avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
+    avx512_bf16::linear_int8_scratch, avx512_bf16::linear_int8, avx512_bf16::range_of_rows,
     avx512_bf16::depthwise_last,
     avx512_bf16::winograd_scratch, avx512_bf16::winograd};
 }  // namespace slipstream

@@ -2,16 +2,22 @@
 // Level baseline: what every processor of this architecture has (x86-64: SSE2).
 #include "../isa/table.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #define SLIPSTREAM_LEVEL baseline
 #define SLIPSTREAM_WIDTH 4
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/dot_int8.h"
 #include "../kernels/post_op.h"
 #include "../kernels/activation.h"
 #include "../kernels/transpose.h"
 #include "../kernels/norm.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
@@ -24,6 +30,7 @@ const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, 
     baseline::transpose, baseline::norm,
     baseline::attention_scratch, baseline::attention,
     baseline::gather_image, baseline::convolution, baseline::depthwise,
+    baseline::linear_int8_scratch, baseline::linear_int8, baseline::range_of_rows,
     baseline::depthwise_last,
     baseline::winograd_scratch, baseline::winograd};
 }  // namespace slipstream

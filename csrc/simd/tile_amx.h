@@ -44,6 +44,7 @@ inline void close_tiles() { _tile_release(); }
     SLIPSTREAM_BARRIER();                 \
   } while (0)
 #define tile_dot_bf16(sums, x, w) _tile_dpbf16ps(sums, x, w)
+#define tile_dot_int8(sums, x, w) _tile_dpbusd(sums, x, w)  // u8 of x, s8 of the weight
 
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tile vocabulary in plain C++, for testing tile kernels on processors without AMX; see simd/tile_amx.h.
-// Arithmetic follows the instruction: products of bfloat16 pairs, sums in float32, denormals of the inputs as zero.
+// Arithmetic follows the instructions: products of bfloat16 pairs, sums in float32, denormals of the inputs as zero; products
+// of four u8 and s8, sums in int32.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -52,6 +53,22 @@ inline void tile_dot_bf16(int sums, int x, int w) {
       for (int c = 0; c < 16; ++c) {
         const uint8_t* two = t.bytes[w][pair] + c * 4;
         line[c] += x0 * emulated_bf16(two) + x1 * emulated_bf16(two + 2);
+      }
+    }
+    __builtin_memcpy(t.bytes[sums][r], line, 64);
+  }
+}
+
+inline void tile_dot_int8(int sums, int x, int w) {
+  EmulatedTiles& t = emulated_tiles();
+  for (int r = 0; r < t.rows(sums); ++r) {
+    int32_t line[16];
+    __builtin_memcpy(line, t.bytes[sums][r], 64);
+    for (int four = 0; four < 16; ++four) {
+      const uint8_t* x4 = t.bytes[x][r] + four * 4;
+      for (int c = 0; c < 16; ++c) {
+        const uint8_t* w4 = t.bytes[w][four] + c * 4;
+        for (int i = 0; i < 4; ++i) line[c] += x4[i] * static_cast<int8_t>(w4[i]);
       }
     }
     __builtin_memcpy(t.bytes[sums][r], line, 64);

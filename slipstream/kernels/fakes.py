@@ -31,6 +31,20 @@ def linear(
     return x.new_empty((*x.shape[:-1], n), dtype=_dtype(bfloat16_out))
 
 
+def pack_linear_int8(weight: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+    n, k = weight.shape
+    panels, depth = (n + 31) // 32, (k + 63) // 64 * 64
+    return weight.new_empty(panels * (depth * 32 + 384))
+
+
+def linear_int8(
+    x: torch.Tensor, packed: torch.Tensor, n: int, k: int, activation: int, scale: float, zero_point: int,
+    bias: torch.Tensor | None, post_op: int, multiplier: torch.Tensor | None, residual: torch.Tensor | None,
+    bfloat16_out: bool, residual_first: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], n), dtype=_dtype(bfloat16_out))
+
+
 def activation(x: torch.Tensor, post_op: int, bfloat16_out: bool) -> torch.Tensor:
     return torch.empty_like(x, dtype=_dtype(bfloat16_out))
 
@@ -114,6 +128,6 @@ def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
 
 
 FAKES = (
-    pack_linear, linear, activation, norm, norm_of_sum, transpose, attention, pack_convolution, convolution, pack_depthwise,
-    depthwise, pack_winograd, winograd,
+    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
+    pack_convolution, convolution, pack_depthwise, depthwise, pack_winograd, winograd,
 )  # fmt: skip

@@ -99,6 +99,19 @@ def plain_linear(
 ) -> torch.Tensor:
     """The twin: what `linear` means, in plain torch. ``weight`` is [n, k] in the dtype that would be packed."""
     product = F.linear(x.to(weight.dtype), weight).float()
+    y = plain_finish(product, bias, post_op, multiplier, residual, residual_first)
+    return y.to(x.dtype if out_dtype is None else out_dtype)
+
+
+def plain_finish(
+    product: torch.Tensor,
+    bias: torch.Tensor | None,
+    post_op: str,
+    multiplier: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    residual_first: bool,
+) -> torch.Tensor:
+    """What follows the product [..., n], in float32, in plain torch."""
     y = product if bias is None else product + bias.float()
     if residual is not None and residual_first:
         y = y + residual.float()
@@ -107,4 +120,4 @@ def plain_linear(
         y = y * multiplier.float()
     if residual is not None and not residual_first:
         y = y + residual.float()
-    return y.to(x.dtype if out_dtype is None else out_dtype)
+    return y

@@ -8,6 +8,15 @@ namespace SLIPSTREAM_LEVEL {
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = kTileRows * kTileDepth;
 
+// What a tile's 64 bytes a row are: 32 bfloat16, summed in float32, or 64 int8 (u8 of x, s8 of the weight), summed in int32.
+// Loops over tiles differ in the one instruction only; they are written in bfloat16's units of two bytes.
+enum class TileDot { bf16, int8 };
+#define SLIPSTREAM_TILE_DOT(sums, x, w)                        \
+  do {                                                         \
+    if constexpr (dot == TileDot::int8) tile_dot_int8(sums, x, w); \
+    else tile_dot_bf16(sums, x, w);                            \
+  } while (0)
+
 // Depth of one pass. Weights of a pass, 32 columns x 256 x 2 bytes = 16 KiB, lie in a 32 KiB or 48 KiB first-level cache beside
 // the tiles of x that stream through. Measured on random data, one core: 2.2-2.36 TFLOP/s at 256, 1.8 at 512, 1.37 at 768.
 constexpr int64_t kPassTiles = 256 / kTileDepth;
@@ -46,6 +55,7 @@ inline void gather_tiles(const LinearCall& call, int64_t begin, int64_t rows, ui
 }
 
 // sums (stride 32 floats) of two rows of tiles and one panel, over one pass; `first` starts from zero.
+template <TileDot dot>
 inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t* w, int64_t tiles, float* sums, bool first) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
   float* below = sums + kTileRows * kPanelColumns;
@@ -64,12 +74,12 @@ inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t*
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
     tile_load(4, x0 + t * kTileElements, 64);
     tile_load(6, columns, kWeightStride);
-    tile_dot_bf16(0, 4, 6);
+    SLIPSTREAM_TILE_DOT(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);
-    tile_dot_bf16(1, 4, 7);
+    SLIPSTREAM_TILE_DOT(1, 4, 7);
     tile_load(5, x1 + t * kTileElements, 64);
-    tile_dot_bf16(2, 5, 6);
-    tile_dot_bf16(3, 5, 7);
+    SLIPSTREAM_TILE_DOT(2, 5, 6);
+    SLIPSTREAM_TILE_DOT(3, 5, 7);
   }
   tile_store(0, sums, kSumsStride);
   tile_store(1, sums + 16, kSumsStride);
@@ -78,6 +88,7 @@ inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t*
 }
 
 // One row of tiles (16 rows of x or fewer) against one panel, over the whole depth.
+template <TileDot dot>
 inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, float* sums) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
   tile_zero(0);
@@ -86,9 +97,9 @@ inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, fl
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
     tile_load(4, x + t * kTileElements, 64);
     tile_load(6, columns, kWeightStride);
-    tile_dot_bf16(0, 4, 6);
+    SLIPSTREAM_TILE_DOT(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);
-    tile_dot_bf16(1, 4, 7);
+    SLIPSTREAM_TILE_DOT(1, 4, 7);
   }
   tile_store(0, sums, kSumsStride);
   tile_store(1, sums + 16, kSumsStride);
@@ -97,6 +108,7 @@ inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, fl
 // The same against two panels at once, into sums[2][16][32]: a product's result is ready after 52 cycles and one can start every
 // 16, so two sums alone would leave the unit idle. (Two sums over halves of the depth would do as well, but would make a
 // row's last bits depend on how many rows are computed beside it.)
+template <TileDot dot>
 inline void multiply_1x4(const uint16_t* x, const uint16_t* w, int64_t panel_elements, int64_t tiles, float* sums) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
   float* second = sums + kTileRows * kPanelColumns;
@@ -108,13 +120,13 @@ inline void multiply_1x4(const uint16_t* x, const uint16_t* w, int64_t panel_ele
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
     tile_load(4, x + t * kTileElements, 64);
     tile_load(6, columns, kWeightStride);
-    tile_dot_bf16(0, 4, 6);
+    SLIPSTREAM_TILE_DOT(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);
-    tile_dot_bf16(1, 4, 7);
+    SLIPSTREAM_TILE_DOT(1, 4, 7);
     tile_load(6, columns + panel_elements, kWeightStride);
-    tile_dot_bf16(2, 4, 6);
+    SLIPSTREAM_TILE_DOT(2, 4, 6);
     tile_load(7, columns + panel_elements + 32, kWeightStride);
-    tile_dot_bf16(3, 4, 7);
+    SLIPSTREAM_TILE_DOT(3, 4, 7);
   }
   tile_store(0, sums, kSumsStride);
   tile_store(1, sums + 16, kSumsStride);
@@ -129,6 +141,7 @@ inline size_t tile_scratch(const LinearCall& call, const LinearPart& part) {
 }
 
 // sums[rows][32] = x . panel
+template <TileDot dot>
 inline void tile_panel(const uint16_t* x, const uint16_t* w, int64_t depth_tiles, int64_t rows, float* sums) {
   const int64_t row_of_tiles = depth_tiles * kTileElements;
   const int64_t tile_rows = round_up(rows, kTileRows);
@@ -137,48 +150,63 @@ inline void tile_panel(const uint16_t* x, const uint16_t* w, int64_t depth_tiles
     const int64_t tiles = depth_tiles - t < kPassTiles ? depth_tiles - t : kPassTiles;
     for (int64_t p = 0; p < pairs; ++p) {
       const uint16_t* x0 = x + 2 * p * row_of_tiles + t * kTileElements;
-      multiply_2x2(x0, x0 + row_of_tiles, w + t * kTileDepth * kPanelColumns, tiles, sums + 2 * p * kTileRows * kPanelColumns,
+      multiply_2x2<dot>(x0, x0 + row_of_tiles, w + t * kTileDepth * kPanelColumns, tiles, sums + 2 * p * kTileRows * kPanelColumns,
                    t == 0);
     }
   }
   if (tile_rows % (2 * kTileRows)) {  // an odd row of tiles is left
-    multiply_1x2(x + 2 * pairs * row_of_tiles, w, depth_tiles, sums + 2 * pairs * kTileRows * kPanelColumns);
+    multiply_1x2<dot>(x + 2 * pairs * row_of_tiles, w, depth_tiles, sums + 2 * pairs * kTileRows * kPanelColumns);
   }
 }
 
-inline void tile_linear(const LinearCall& call, const LinearPart& part, void* scratch) {
-  const int64_t depth_tiles = packed_depth(ElementType::bfloat16, call.k) / kTileDepth;
-  const int64_t part_rows = part.m_end - part.m_begin;
-  const int64_t block = tile_block_rows(call.k, part_rows);
-  uint16_t* x = static_cast<uint16_t*>(scratch);
-  float* sums = reinterpret_cast<float*>(x + block * depth_tiles * kTileDepth);
-  const uint16_t* weight = static_cast<const uint16_t*>(call.weight);
-  const int64_t panel_elements = panel_size(ElementType::bfloat16, call.k);
-
+// Computes `part` by blocks of rows. gather(row, rows) copies a block of rows of x into the tiles `x`; finish(sums, block, rows,
+// panel) takes the sums [rows][32] of the block and a panel, `block` being its first row.
+template <TileDot dot, typename Gather, typename Finish>
+inline void for_each_tile_block(const LinearPart& part, int64_t block_rows, int64_t depth_tiles, const void* weight,
+                                int64_t panel_bytes, const uint16_t* x, float* sums, const Gather& gather,
+                                const Finish& finish) {
+  const int64_t part_rows = part.m_end - part.m_begin, panel_elements = panel_bytes / 2;
+  const uint16_t* panels = static_cast<const uint16_t*>(weight);
   open_tiles(static_cast<int>(part_rows < kTileRows ? part_rows : kTileRows));
-  for (int64_t m = part.m_begin; m < part.m_end; m += block) {
-    const int64_t rows = part.m_end - m < block ? part.m_end - m : block;
-    gather_tiles(call, m, rows, x, depth_tiles);
+  for (int64_t m = part.m_begin; m < part.m_end; m += block_rows) {
+    const int64_t rows = part.m_end - m < block_rows ? part.m_end - m : block_rows;
+    gather(m, rows);
     int64_t panel = part.panel_begin;
     for (; rows <= kTileRows && panel + 2 <= part.panel_end; panel += 2) {
-      multiply_1x4(x, weight + panel * panel_elements, panel_elements, depth_tiles, sums);
-      finish_tile(call, sums, kPanelColumns, m, rows, panel * kPanelColumns);
-      finish_tile(call, sums + kTileRows * kPanelColumns, kPanelColumns, m, rows, (panel + 1) * kPanelColumns);
+      multiply_1x4<dot>(x, panels + panel * panel_elements, panel_elements, depth_tiles, sums);
+      finish(sums, m, rows, panel);
+      finish(sums + kTileRows * kPanelColumns, m, rows, panel + 1);
     }
     for (; panel < part.panel_end; ++panel) {
-      tile_panel(x, weight + panel * panel_elements, depth_tiles, rows, sums);
-      finish_tile(call, sums, kPanelColumns, m, rows, panel * kPanelColumns);
+      tile_panel<dot>(x, panels + panel * panel_elements, depth_tiles, rows, sums);
+      finish(sums, m, rows, panel);
     }
   }
   close_tiles();
 }
 
+inline void tile_linear(const LinearCall& call, const LinearPart& part, void* scratch) {
+  const int64_t depth_tiles = packed_depth(ElementType::bfloat16, call.k) / kTileDepth;
+  const int64_t block = tile_block_rows(call.k, part.m_end - part.m_begin);
+  uint16_t* x = static_cast<uint16_t*>(scratch);
+  float* sums = reinterpret_cast<float*>(x + block * depth_tiles * kTileDepth);
+  for_each_tile_block<TileDot::bf16>(
+      part, block, depth_tiles, call.weight, panel_size(ElementType::bfloat16, call.k) * 2, x, sums,
+      [&](int64_t row, int64_t rows) { gather_tiles(call, row, rows, x, depth_tiles); },
+      [&](const float* from, int64_t block_begin, int64_t rows, int64_t panel) {
+        finish_tile(call, from, kPanelColumns, block_begin, rows, panel * kPanelColumns);
+      });
+}
+
+// Without depth there is no tile.
+inline bool takes_tiles(const LinearCall& call) { return call.weight_type == ElementType::bfloat16 && call.k > 0; }
+
 inline size_t amx_linear_scratch(const LinearCall& call, const LinearPart& part) {
-  return call.weight_type == ElementType::bfloat16 ? tile_scratch(call, part) : linear_scratch(call, part);
+  return takes_tiles(call) ? tile_scratch(call, part) : linear_scratch(call, part);
 }
 
 inline void amx_linear(const LinearCall& call, const LinearPart& part, void* scratch) {
-  call.weight_type == ElementType::bfloat16 ? tile_linear(call, part, scratch) : linear(call, part, scratch);
+  takes_tiles(call) ? tile_linear(call, part, scratch) : linear(call, part, scratch);
 }
 
 }  // namespace SLIPSTREAM_LEVEL

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level avx2 on processors that have AVX-VNNI, dot products of int8 in 256-bit registers: hybrid processors without AVX-512.
+// No level of its own, since the processors of the levels above do not all have it. Everything else is avx2's.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avxvnni")
+
+#define SLIPSTREAM_LEVEL avx2_vnni
+#define SLIPSTREAM_WIDTH 8
+#define SLIPSTREAM_DOT_INT8
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../simd/dot_int8.h"
+#include "../kernels/post_op.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
+
+namespace slipstream {
+const KernelTable table_avx2_vnni = [] {
+  KernelTable table = table_avx2;
+  table.linear_int8_scratch = avx2_vnni::linear_int8_scratch;
+  table.linear_int8 = avx2_vnni::linear_int8;
+  table.range_of_rows = avx2_vnni::range_of_rows;
+  return table;
+}();
+}  // namespace slipstream
+#endif

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level avx512_vnni: dot products of int8 (vpdpbusd). Everything else is avx512's.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,prefer-vector-width=512")
+
+#define SLIPSTREAM_LEVEL avx512_vnni
+#define SLIPSTREAM_WIDTH 16
+#define SLIPSTREAM_DOT_INT8
+#include "../simd/vec.h"
+#include "../simd/math.h"
+#include "../simd/dot_int8.h"
+#include "../kernels/post_op.h"
+#include "../kernels/linear_finish.h"
+#include "../kernels/linear_vector.h"
+#include "../kernels/linear_int8.h"
+
+namespace slipstream {
+const KernelTable table_avx512_vnni = [] {
+  KernelTable table = table_avx512;
+  table.linear_int8_scratch = avx512_vnni::linear_int8_scratch;
+  table.linear_int8 = avx512_vnni::linear_int8;
+  table.range_of_rows = avx512_vnni::range_of_rows;
+  return table;
+}();
+}  // namespace slipstream
+#endif
