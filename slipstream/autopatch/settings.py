@@ -21,6 +21,8 @@ class Settings:
     seconds that packing and guarding may take in one process. ``low_memory`` packs nothing that would be a
     second float32 copy of a weight.
     ``decides_only`` plans, packs and checks each piece, and lets the original answer (`slipstream inspect`).
+    ``at_once`` lets every piece that is right answer from its first call on, however fast it is, so that one run
+    decides as another (`slipstream bisect`).
     """
 
     dtype: str = "float32"
@@ -31,6 +33,7 @@ class Settings:
     budget_s: float | None = None
     low_memory: bool = False
     decides_only: bool = False
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -139,6 +139,7 @@ def _with_engine(optimization: Optimization, environ: dict[str, str], reasons: d
         low_memory=optimization.low_memory,
         children=optimization.children,
         decides_only=optimization.decides_only,
+        at_once=optimization.at_once,
     )
     child = child_environment(settings, environ)
     for name in child:

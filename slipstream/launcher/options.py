@@ -70,6 +70,8 @@ class Optimization:
     children: bool = True
     decides_only: bool = False
     """Everything is planned, packed and checked, and the originals answer: `slipstream inspect`."""
+    at_once: bool = False
+    """No trials of speed, and no waiting: `slipstream bisect`."""
 
 
 @dataclass(frozen=True)

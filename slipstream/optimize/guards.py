@@ -67,6 +67,9 @@ class Verdict:
     speedup_x: float
 
 
+TRUST = Verdict(True, 1.0)
+
+
 @dataclass
 class Trial:
     """Least seconds a multiply-add seen of the original and of the fast way, by wall and thread's own; rounds of each."""
@@ -98,9 +101,13 @@ class SpeedGuard:
     def __init__(self) -> None:
         self._trials: dict[Hashable, Trial] = {}
         self._lock = threading.Lock()
+        self.trusting = False
+        """Every trial counts as won: for who wants runs that repeat, whatever the clock says."""
 
     def known(self, question: Hashable) -> Verdict | None:
         """What was found, once it was."""
+        if self.trusting:
+            return TRUST
         trial = self._trials.get(question)
         return None if trial is None else trial.verdict
 
@@ -137,6 +144,7 @@ class SpeedGuard:
         return verdict
 
     def clear(self) -> None:
+        self.trusting = False
         with self._lock:
             self._trials.clear()
 

@@ -68,8 +68,9 @@ class _Slot:
 def install(settings: Any) -> None:
     """Cover every module of the process. ``settings`` is autopatch's Settings."""
     set_up.budget_s = settings.budget_s
-    if settings.decides_only:
+    if settings.decides_only or settings.at_once:
         set_up.allowance.share = math.inf
+    guards.speed.trusting = settings.at_once
     options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only)
     _everywhere[:] = [options]
     open_slots()

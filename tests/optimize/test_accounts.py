@@ -8,7 +8,7 @@ from torch import nn
 from slipstream.autopatch import process_report
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
-from slipstream.optimize import accounts, names
+from slipstream.optimize import accounts, guards, leaf_tier, names
 
 
 @pytest.fixture
@@ -135,6 +135,16 @@ def test_only_deciding_leaves_the_answer_to_torch(engine):
         wanted = net.norm(y), torch._C._nn.scaled_dot_product_attention(q, q, q)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     assert account("Net.layers.0")["calls"] == 1 and account("attention")["calls"] == 1
+
+
+def test_at_once_asks_no_clock(clean):
+    leaf_tier.install(Settings(dtype="bfloat16", at_once=True))
+    layer = nn.Linear(256, 256).eval()
+    with torch.no_grad():
+        layer(torch.randn(64, 256))
+    assert account("Linear")["calls"] == 1
+    leaf_tier.uninstall()
+    assert not guards.speed.trusting
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slipstream.errors import UsageError
 from slipstream.launcher.command_line import parse_command_line
@@ -65,7 +65,9 @@ def parse_request(words: Sequence[str]) -> Request:
     runs = own.get("--runs", str(MOST_RUNS))
     if not runs.isdigit() or not int(runs):
         raise UsageError(f"--runs {runs}: give a whole number from 1")
-    return Request(launch_options(line), own.get("--check", ""), int(runs))
+    options = launch_options(line)
+    optimization = replace(options.optimization, at_once=True)
+    return Request(replace(options, optimization=optimization), own.get("--check", ""), int(runs))
 
 
 def _print_help() -> int:
