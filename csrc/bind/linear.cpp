@@ -6,6 +6,7 @@
 #include "element.h"
 #include "linear_operands.h"
 #include "partition.h"
+#include "run_linear.h"
 #include "scratch.h"
 
 namespace slipstream {
@@ -53,7 +54,27 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16) {
   return packed;
 }
 
-void run(const LinearCall& call) {
+// y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]), or the residual within the post-op; y is bfloat16
+// or float32 as asked.
+Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::optional<Tensor> bias, int64_t post_op,
+              std::optional<Tensor> multiplier, std::optional<Tensor> residual, bool bfloat16_out, bool residual_first) {
+  LinearCall call;
+  call.n = n;
+  call.k = k;
+  call.weight_type = element_type(packed, "packed");
+  STD_TORCH_CHECK(packed.numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
+  call.weight = packed.data_ptr();
+  LinearOperands operands;
+  operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
+  Tensor y = operands.result(call, x, bfloat16_out);
+  run_linear(call);
+  return y;
+}
+
+}  // namespace
+
+void run_linear(const LinearCall& call) {
+  if (call.m == 0 || call.n == 0) return;
   const KernelTable& kernels = table();
   const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
   const int64_t work = call.m * call.n * call.k;
@@ -69,25 +90,6 @@ void run(const LinearCall& call) {
   if (grid.size() == 1) return compute(0, 1);
   torch::stable::parallel_for(0, grid.size(), 1, compute);
 }
-
-// y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]), or the residual within the post-op; y is bfloat16
-// or float32 as asked.
-Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::optional<Tensor> bias, int64_t post_op,
-              std::optional<Tensor> multiplier, std::optional<Tensor> residual, bool bfloat16_out, bool residual_first) {
-  LinearCall call;
-  call.n = n;
-  call.k = k;
-  call.weight_type = element_type(packed, "packed");
-  STD_TORCH_CHECK(packed.numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
-  call.weight = packed.data_ptr();
-  LinearOperands operands;
-  operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
-  Tensor y = operands.result(call, x, bfloat16_out);
-  if (call.m > 0 && n > 0) run(call);
-  return y;
-}
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def("pack_linear(Tensor weight, bool bfloat16) -> Tensor");

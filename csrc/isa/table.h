@@ -7,6 +7,7 @@
 #include "../kernels/depthwise_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/norm_call.h"
+#include "../kernels/recurrent_call.h"
 #include "../kernels/winograd_call.h"
 
 namespace slipstream {
@@ -29,6 +30,7 @@ struct KernelTable {
   void (*depthwise_last)(const DepthwiseCall& call, const DepthwisePart& part);  // channels last
   size_t (*winograd_scratch)(const WinogradCall& call, const LinearPart& part);
   void (*winograd)(const WinogradCall& call, const LinearPart& part, void* scratch);
+  void (*recurrent_cell)(const CellCall& call, int64_t begin, int64_t end);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16, table_amx,

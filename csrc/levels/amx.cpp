@@ -24,6 +24,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -39,6 +40,6 @@ const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::ac
     amx::gather_image, amx::convolution, amx::depthwise,
     amx::amx_linear_int8_scratch, amx::amx_linear_int8, amx::range_of_rows,
     amx::depthwise_last,
-    amx::winograd_scratch, amx::winograd};
+    amx::winograd_scratch, amx::winograd, amx::recurrent_cell};
 }  // namespace slipstream
 #endif

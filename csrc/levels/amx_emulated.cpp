@@ -21,6 +21,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -36,5 +37,5 @@ const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_em
     amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise,
     amx_emulated::amx_linear_int8_scratch, amx_emulated::amx_linear_int8, amx_emulated::range_of_rows,
     amx_emulated::depthwise_last,
-    amx_emulated::winograd_scratch, amx_emulated::winograd};
+    amx_emulated::winograd_scratch, amx_emulated::winograd, amx_emulated::recurrent_cell};
 }  // namespace slipstream

@@ -19,6 +19,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -32,6 +33,6 @@ const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activa
     avx2::gather_image, avx2::convolution, avx2::depthwise,
     avx2::linear_int8_scratch, avx2::linear_int8, avx2::range_of_rows,
     avx2::depthwise_last,
-    avx2::winograd_scratch, avx2::winograd};
+    avx2::winograd_scratch, avx2::winograd, avx2::recurrent_cell};
 }  // namespace slipstream
 #endif

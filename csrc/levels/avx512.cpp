@@ -19,6 +19,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -32,6 +33,6 @@ const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512
     avx512::gather_image, avx512::convolution, avx512::depthwise,
     avx512::linear_int8_scratch, avx512::linear_int8, avx512::range_of_rows,
     avx512::depthwise_last,
-    avx512::winograd_scratch, avx512::winograd};
+    avx512::winograd_scratch, avx512::winograd, avx512::recurrent_cell};
 }  // namespace slipstream
 #endif

@@ -23,6 +23,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -36,6 +37,6 @@ const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16:
     avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
     avx512_bf16::linear_int8_scratch, avx512_bf16::linear_int8, avx512_bf16::range_of_rows,
     avx512_bf16::depthwise_last,
-    avx512_bf16::winograd_scratch, avx512_bf16::winograd};
+    avx512_bf16::winograd_scratch, avx512_bf16::winograd, avx512_bf16::recurrent_cell};
 }  // namespace slipstream
 #endif

@@ -19,6 +19,7 @@
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/attention.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/convolution.h"
 #include "../kernels/depthwise_tile.h"
 #include "../kernels/winograd_transform.h"
@@ -32,5 +33,5 @@ const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, 
     baseline::gather_image, baseline::convolution, baseline::depthwise,
     baseline::linear_int8_scratch, baseline::linear_int8, baseline::range_of_rows,
     baseline::depthwise_last,
-    baseline::winograd_scratch, baseline::winograd};
+    baseline::winograd_scratch, baseline::winograd, baseline::recurrent_cell};
 }  // namespace slipstream

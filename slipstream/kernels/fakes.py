@@ -121,6 +121,20 @@ def winograd(
     return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
 
 
+def recurrent(
+    x: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor, h0: torch.Tensor | None, c0: torch.Tensor | None,
+    batch_sizes: list[int], kind: int, sizes: list[int], bfloat16_out: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    _, units, projection, layers, directions = sizes
+    outputs, batch = projection or units, batch_sizes[0] if batch_sizes else x.shape[1]
+    dtype = _dtype(bfloat16_out)
+    return (
+        x.new_empty(*x.shape[:-1], directions * outputs, dtype=dtype),
+        x.new_empty(layers * directions, batch, outputs, dtype=dtype),
+        x.new_empty(layers * directions if kind == 0 else 0, batch, units, dtype=dtype),
+    )
+
+
 def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
     """Height and width of what a convolution makes of x; numbers: kernel, stride, padding, dilation, two each."""
     kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
@@ -129,5 +143,5 @@ def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
 
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
-    pack_convolution, convolution, pack_depthwise, depthwise, pack_winograd, winograd,
+    pack_convolution, convolution, pack_depthwise, depthwise, pack_winograd, winograd, recurrent,
 )  # fmt: skip

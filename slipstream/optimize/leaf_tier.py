@@ -26,6 +26,7 @@ from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.pieces.lstm import LstmPiece
+from slipstream.optimize.pieces.recurrent import RecurrentPiece
 from slipstream.optimize.pieces.sequential import NORM_AFTER, SequentialPiece
 
 SLOT = "_compiled_call_impl"
@@ -39,6 +40,8 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.ConvTranspose2d: ConvolutionPiece,
     nn.ConvTranspose3d: ConvolutionPiece,
     nn.LSTM: LstmPiece,
+    nn.GRU: RecurrentPiece,
+    nn.RNN: RecurrentPiece,
     nn.Sequential: SequentialPiece,
     **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),
 }

@@ -17,6 +17,7 @@ MODELS = {
     "conv row": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)), (2, 3, 8, 8)),
     "transposed": (lambda: nn.ConvTranspose2d(3, 8, 3, 2, output_padding=1, groups=1), (2, 3, 8, 8)),
     "lstm": (lambda: nn.LSTM(24, 8), (4, 2, 24)),
+    "gru": (lambda: nn.GRU(24, 8), (4, 2, 24)),
 }
 
 
