@@ -37,10 +37,11 @@ def parser() -> OneLineParser:
     zoo.add_argument("--openvino", metavar="PYTHON", help="interpreter that has openvino")
     zoo.add_argument("--picture", metavar="FILE.svg", help="draw the speed-ups")
 
-    kernels = acts.add_parser("kernels", help="packed linear against torch's oneDNN and MKL")
+    kernels = acts.add_parser("kernels", help="each family of kernels against torch's own")
+    kernels.add_argument("--families", help="comma-separated: " + ",".join(options.FAMILIES))
     kernels.add_argument("--dtypes", help="comma-separated: " + ",".join(options.DTYPES))
-    kernels.add_argument("--shapes", help="comma-separated: " + ",".join(options.KernelOptions.models))
-    kernels.add_argument("--rows", help="comma-separated numbers of rows (default 1,4,16,64,128,512,1024,2048)")
+    kernels.add_argument("--shapes", help="of linear, comma-separated: " + ",".join(options.KernelOptions.models))
+    kernels.add_argument("--rows", help="of linear, comma-separated numbers (default 1,4,16,64,128,512,1024,2048)")
     kernels.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default 5)")
 
     instances = acts.add_parser("instances", help="many small instances of a script against one large one")

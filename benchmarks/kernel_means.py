@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels' benchmark in a few numbers: geometric means by range of rows. Needs no torch."""
+"""The kernels' benchmark in a few numbers: geometric means by range of rows, and by family. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,4 +23,15 @@ def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if ratios:
             mean, worst = spread.geometric_mean(ratios), min(ratios)
             means.append({"dtype": dtype, "rival": rival, "from": low, "to": high, "mean": mean, "worst": worst})
+    return means
+
+
+def family_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over a family's shapes, for each dtype and rival: how many times faster ours is, and at the worst shape."""
+    means = []
+    for family, dtype, rival in dict.fromkeys((row["family"], row["dtype"], row["rival"]) for row in rows):
+        mine = [row for row in rows if (row["family"], row["dtype"], row["rival"]) == (family, dtype, rival)]
+        ratios = [row["over"] for row in mine]
+        mean, worst = spread.geometric_mean(ratios), min(ratios)
+        means.append({"family": family, "dtype": dtype, "rival": rival, "shapes": len(mine), "mean": mean, "worst": worst})
     return means

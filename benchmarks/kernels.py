@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed linear against torch's own: prepacked oneDNN, and MKL for float32, in turn for each shape.
+"""Our kernels against torch's own, in turn for each shape: packed linear here, against prepacked oneDNN, and MKL for float32;
+the other families' shapes and rivals stand in kernel_families.py.
+
+With one thread, turns are timed by the thread's own CPU time, which other programs on the machine do not lengthen.
 
 Weights of small batches come from memory, as they do in a model whose layers take turns: several copies are cycled
 through. With one copy the weight would stay in the cache, and the figure would hold for no model.
@@ -17,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import ceilings, machine, progress, spread, tables
-from benchmarks.kernel_means import geometric_means
+from benchmarks import ceilings, kernel_families, machine, progress, spread, tables
+from benchmarks.kernel_means import family_means, geometric_means
 from benchmarks.options import KernelOptions
 from slipstream.kernels import linear
 
@@ -61,16 +64,52 @@ def run(options: KernelOptions) -> int:
     sizes = list(dict.fromkeys(itertools.chain.from_iterable(SHAPES[model] for model in options.models)))
     dtypes = [getattr(torch, name) for name in options.dtypes]
     shapes = [Shape(rows, k, n, dtype) for dtype in dtypes for k, n in sizes for rows in options.rows]
-    rows = []
-    with progress.bar("kernels", len(shapes)) as advance, torch.inference_mode():
+    shapes = shapes if "linear" in options.families else []
+    others = [
+        (name, dtype, sizes)
+        for name in options.families if name != "linear"
+        for dtype in dtypes
+        for sizes in kernel_families.FAMILIES[name].shapes
+    ]  # fmt: skip
+    rows, family_rows = [], []
+    with progress.bar("kernels", len(shapes) + len(others)) as advance, torch.inference_mode():
         for shape in shapes:
             advance(f"{shape.dtype} {shape.rows} × {shape.k} × {shape.n}")
             rows.append(measure(shape, rounds=options.rounds))
-    tables.show_kernels(rows, geometric_means(rows))
+        for name, dtype, sizes in others:
+            advance(f"{name} {dtype} {sizes}")
+            family_rows += measure_case(name, dtype, sizes, rounds=options.rounds)
+    if rows:
+        tables.show_kernels(rows, geometric_means(rows))
+    if family_rows:
+        tables.show_families(family_rows, family_means(family_rows))
     if options.json:
-        report = {"machine": facts, "ceilings": figures, "rows": rows}
+        report = {"machine": facts, "ceilings": figures, "rows": rows, "families": family_rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(not row["error"] <= LARGEST_ERROR[getattr(torch, row["dtype"])] for row in rows))
+    wrong = any(not row["error"] <= LARGEST_ERROR[getattr(torch, row["dtype"])] for row in rows)
+    return int(wrong or any(not row["error"] <= row["bound"] for row in family_rows))
+
+
+def measure_case(family: str, dtype: torch.dtype, sizes: Sequence[Any], *, rounds: int) -> list[dict[str, Any]]:
+    """One row: ours and the rival in turn; none where torch has no such operator here."""
+    case = kernel_families.FAMILIES[family].make(dtype, *sizes)
+    if case is None:
+        return []
+    theirs = case.theirs().double()
+    error = float((case.ours().double() - theirs).abs().max() / theirs.abs().max())
+    samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        samples["ours"].append([seconds_per_call(case.ours)])
+        samples["theirs"].append([seconds_per_call(case.theirs)])
+    ratio = spread.ratio_by_round(samples["theirs"], samples["ours"])
+    ours_us = spread.quartiles([each[0] * 1e6 for each in samples["ours"]]).median
+    return [
+        {
+            "family": family, "dtype": str(dtype).split(".")[-1], "sizes": list(sizes), "rival": case.rival,
+            "ours_us": ours_us, "rate": case.work / ours_us * 1e-3, "unit": case.unit, "over": ratio.value,
+            "over_low": ratio.low, "over_high": ratio.high, "error": error, "bound": case.bound, "samples_s": samples,
+        }
+    ]  # fmt: skip
 
 
 def measure(shape: Shape, *, rounds: int) -> dict[str, Any]:
@@ -97,12 +136,13 @@ def measure(shape: Shape, *, rounds: int) -> dict[str, Any]:
 
 def seconds_per_call(call: Call) -> float:
     """The mean over a turn of at least TURN_S, after two calls that do not count."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call(), call()
-    count, begin = 0, time.perf_counter()
+    count, begin = 0, clock()
     while True:
         call()
         count += 1
-        elapsed = time.perf_counter() - begin
+        elapsed = clock() - begin
         if elapsed >= TURN_S:
             return elapsed / count
 

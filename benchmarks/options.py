@@ -17,6 +17,8 @@ MODELS = ("resnet50", "resnet50_b1", "mobilenet", "convnext", "vit", "bert", "be
 
 EXAMPLES = ("semantic_search", "classify_text", "classify_images")
 DTYPES = contestants.DTYPES
+FAMILIES = ("linear", "linear_int8", "convolution", "depthwise", "winograd", "attention", "norm", "activation", "transpose")
+"""linear and the keys of kernel_families.FAMILIES, which cannot be imported without torch; a test holds the two together."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class KernelOptions:
     dtypes: tuple[str, ...] = DTYPES
     models: tuple[str, ...] = ("bert-base", "vit-l", "llama-1b")
     rows: tuple[int, ...] = (1, 4, 16, 64, 128, 512, 1024, 2048)
+    families: tuple[str, ...] = FAMILIES
     rounds: int = 5
     threads: int = field(default_factory=contestants.usable_threads)
     json: pathlib.Path | None = None
@@ -109,6 +112,7 @@ def kernels(flags: argparse.Namespace) -> KernelOptions:
         dtypes=_chosen("--dtypes", flags.dtypes, DTYPES) or DTYPES,
         models=_chosen("--shapes", flags.shapes, defaults.models) or defaults.models,
         rows=_row_counts("--rows", flags.rows) if flags.rows else defaults.rows,
+        families=_chosen("--families", flags.families, FAMILIES) or FAMILIES,
         rounds=_at_least_one("--rounds", flags.rounds),
         threads=_threads(flags.threads),
         json=_writable("--json", flags.json),

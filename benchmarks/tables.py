@@ -141,6 +141,24 @@ def show_kernels(rows: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]
     out.print(table)
 
 
+def show_families(rows: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> None:
+    """A table a family with a line a dtype and shape; then the geometric means."""
+    out = console()
+    for family in dict.fromkeys(row["family"] for row in rows):
+        columns = ["µs", "rate", "as fast as the rival (range)"]
+        table = _table(family, ["shape", "dtype", "rival"], columns)
+        for row in (row for row in rows if row["family"] == family):
+            times = f"×{row['over']:.2f} ({row['over_low']:.2f}–{row['over_high']:.2f})"
+            rate = f"{row['rate']:.4g} {row['unit']}"
+            table.add_row(" ".join(map(str, row["sizes"])), row["dtype"], row["rival"], f"{row['ours_us']:.4g}", rate, times)
+        out.print(table)
+    table = _table("ours over the rival, over all shapes", ["family", "dtype", "rival"], ["shapes", "mean", "worst"])
+    for each in means:
+        figures = (str(each["shapes"]), f"{each['mean']:.2f}", f"{each['worst']:.2f}")
+        table.add_row(each["family"], each["dtype"], each["rival"], *figures)
+    out.print(table)
+
+
 def row_range(mean: dict[str, Any]) -> str:
     """The numbers of rows that a mean is over: 1–4, or 513 and more."""
     return f"{mean['from']} and more" if mean["to"] >= 1 << 30 else f"{mean['from']}–{mean['to']}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import ceilings, machine, tables
-from benchmarks.kernel_means import geometric_means
+from benchmarks.kernel_means import family_means, geometric_means
 from slipstream.errors import UsageError
 
 Report = dict[str, Any]
@@ -80,8 +80,17 @@ def kernels(report: Report) -> str:
         (each["dtype"], each["rival"], tables.row_range(each), f"{each['mean']:.2f}", f"{each['worst']:.2f}")
         for each in geometric_means(report["rows"])
     ]
-    means = table(("dtype", "rival", "rows", "mean", "worst"), rows, texts=3)
-    return f"## Packed linear\n\n{where(report)}\n\nTimes as fast as each rival, geometric mean over all sizes:\n\n{means}"
+    parts = [f"## Kernels\n\n{where(report)}\n\nTimes as fast as each rival, geometric mean over all sizes:"]
+    if rows:
+        parts.append("### linear\n\n" + table(("dtype", "rival", "rows", "mean", "worst"), rows, texts=3))
+    others = [
+        (each["family"], each["dtype"], each["rival"], str(each["shapes"]), f"{each['mean']:.2f}", f"{each['worst']:.2f}")
+        for each in family_means(report.get("families", []))
+    ]
+    if others:
+        head = ("family", "dtype", "rival", "shapes", "mean", "worst")
+        parts.append("### The other families\n\n" + table(head, others, texts=3))
+    return "\n\n".join(parts)
 
 
 def where(report: Report) -> str:

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from benchmarks import kernels
-from benchmarks.kernel_means import geometric_means
+from benchmarks import kernel_families, kernels, options, tables
+from benchmarks.kernel_means import family_means, geometric_means
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -35,3 +35,33 @@ def test_geometric_means_take_each_row_into_one_range():
 def test_cycle_goes_round():
     call = kernels.cycle([lambda: torch.tensor(1), lambda: torch.tensor(2)])
     assert [int(call()) for _ in range(3)] == [1, 2, 1]
+
+
+SMALL = {
+    "linear_int8": (3, 40, 50),
+    "convolution": (2, 8, 16, 9, 3, 2),
+    "depthwise": (2, 16, 9, 3, 1),
+    "winograd": (2, 16, 24, 9),
+    "attention": (1, 2, 20, 16, True),
+    "norm": ("rms", 5, 48),
+    "activation": ("silu", 5, 48),
+    "transpose": (2, 16, 8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", kernel_families.FAMILIES)
+def test_each_family_has_right_results(monkeypatch, capsys, family, dtype):
+    monkeypatch.setattr(kernels, "TURN_S", 1e-5)
+    monkeypatch.setattr(kernel_families, "COLD_BYTES", 3000)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for row in kernels.measure_case(family, dtype, SMALL[family], rounds=2):
+            assert row["error"] <= row["bound"]
+            assert len(row["samples_s"]["theirs"]) == 2 and row["rate"] > 0
+            tables.show_families([row], family_means([row]))
+            assert row["rival"] in capsys.readouterr().out
+
+
+def test_families_are_those_of_the_options():
+    assert ("linear", *kernel_families.FAMILIES) == options.FAMILIES

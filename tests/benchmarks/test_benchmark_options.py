@@ -27,6 +27,7 @@ WRONG = [
     ["demo", "--examples", "poetry"],
     ["demo", "--rounds", "-3"],
     ["kernels", "--dtypes", "float64"],
+    ["kernels", "--families", "lstm"],
     ["kernels", "--rows", "0"],
     ["kernels", "--rows", "one"],
     ["kernels", "--rows", "1,,2"],

@@ -37,10 +37,12 @@ def test_write_up_says_what_the_runs_wrote(tmp_path):
     agreement = {"first_equal": 1.0, "cosine": 0.99998, "holds": True}
     demo_row = ROWS[2] | {"example": "classify_text", "way": "--dtype bfloat16", "agreement": agreement}
     kernel_row = {"dtype": "bfloat16", "rows": 4, "over_onednn": 1.25}
+    family_row = {"family": "norm", "dtype": "float32", "rival": "torch's"}
+    family_rows = [family_row | {"over": 2.0}, family_row | {"over": 0.5}]
     written = {
         "demo": {"machine": facts, "rows": [demo_row]},
         "zoo": {"machine": facts, "rows": ROWS, "settings": {"rounds": 3, "seconds": 1.5, "threads": 2}},
-        "kernels": {"machine": facts, "rows": [kernel_row]},
+        "kernels": {"machine": facts, "rows": [kernel_row], "families": family_rows},
     }
     paths = {name: tmp_path / f"{name}.json" for name in written}
     for name, path in paths.items():
@@ -49,6 +51,7 @@ def test_write_up_says_what_the_runs_wrote(tmp_path):
     assert "| `classify_text.py` | `--dtype bfloat16` | 25.0 | 4.00 (3.50–4.50) | 0.25 | 100% | 0.999980 |" in text
     assert "| `ours-bfloat16` | 4.00 (3.50–4.50) |" in text and "| `ipex-bfloat16` | failed |" in text
     assert "| bfloat16 | onednn | 1–4 | 1.25 | 1.25 |" in text
+    assert "| norm | float32 | torch's | 2 | 1.00 | 0.50 |" in text
 
 
 def test_ceilings_that_the_machine_lacks_are_said_to_be_absent(capsys):

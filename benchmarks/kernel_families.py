@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel but linear, on shapes of well-known models, beside what torch would run there. A family is a list of shapes and
+a function that makes a case of one: ours and the rival as calls without arguments, on the same random data.
+
+Rivals: torch's own operator; for convolutions oneDNN's with a prepacked weight and channels last, which freezing gives; for
+int8 our own bfloat16 linear, which it has to beat.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from slipstream.kernels import attention, convolution, depthwise, linear, linear_int8, norm, transpose, winograd
+from slipstream.kernels.activation import activation
+
+COLD_UP_TO_ROWS = 64  # weights of small batches come from memory, as for linear in kernels.py
+COLD_BYTES = 64 << 20  # of the smaller of the two weights, beyond the last-level cache of nearly all machines
+
+Call = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``work`` is in operations or bytes, as ``unit`` says; results agree within ``bound`` of the largest value."""
+
+    rival: str
+    ours: Call
+    theirs: Call
+    work: int
+    unit: str
+    bound: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """``make(dtype, *shape)`` is a Case, or None where torch has no such operator here."""
+
+    make: Callable[..., Case | None]
+    shapes: Sequence[tuple[Any, ...]]
+
+
+def close(dtype: torch.dtype) -> float:
+    return 1e-5 if dtype is torch.float32 else 2e-2
+
+
+def random(dtype: torch.dtype, *sizes: int) -> torch.Tensor:
+    return torch.randn(*sizes).to(dtype)
+
+
+def int8_case(dtype: torch.dtype, rows: int, k: int, n: int) -> Case:
+    x, weight, bias = random(dtype, rows, k), torch.randn(n, k) / math.sqrt(k), torch.randn(n)
+    integers, scales = linear_int8.quantize_weight(weight)
+    copies = 1 if rows > COLD_UP_TO_ROWS else math.ceil(COLD_BYTES / weight.numel())
+    packed = itertools.cycle([linear_int8.pack(integers, scales) for _ in range(copies)])
+    halves = itertools.cycle([linear.pack(weight, dtype=torch.bfloat16) for _ in range(copies)])
+    return Case(
+        "our bfloat16",
+        lambda: linear_int8.linear_int8(x, next(packed), bias),
+        lambda: linear.linear(x, next(halves), bias),
+        2 * rows * k * n,
+        "GOP/s",
+        5e-2,
+    )
+
+
+def beside_onednn(
+    dtype: torch.dtype, batch: int, channels: int, out: int, size: int, kernel: int, stride: int, groups: int,
+    prepare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], Call],
+) -> Case | None:  # fmt: skip
+    """``prepare`` makes our call of x (channels first), the weight, the bias and what `pack` takes beside them."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    x, bias = random(dtype, batch, channels, size, size), torch.randn(out)
+    weight = (torch.randn(out, channels // groups, kernel, kernel) / math.sqrt(channels // groups * kernel**2)).to(dtype)
+    last, their_bias = x.contiguous(memory_format=torch.channels_last), bias.to(dtype)
+    numbers = [kernel // 2] * 2, [stride] * 2, [1, 1], groups
+    reordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *numbers, list(x.shape))
+    theirs = torch.ops.mkldnn._convolution_pointwise
+    how = {"stride": (stride, stride), "padding": (kernel // 2, kernel // 2)}
+    return Case(
+        "oneDNN, prepacked",
+        prepare(x, weight, bias, how),
+        lambda: theirs(last, reordered, their_bias, *numbers, "none", [], ""),
+        2 * batch * out * (-(-size // stride)) ** 2 * channels // groups * kernel**2,
+        "GOP/s",
+        close(dtype),
+    )
+
+
+def convolution_case(
+    dtype: torch.dtype, batch: int, channels: int, out: int, size: int, kernel: int, stride: int
+) -> Case | None:
+    def prepare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, how: dict[str, Any]) -> Call:
+        packed = convolution.pack(weight, dtype=dtype, **how)
+        return lambda: convolution.convolution(x, packed, bias)
+
+    return beside_onednn(dtype, batch, channels, out, size, kernel, stride, 1, prepare)
+
+
+def depthwise_case(dtype: torch.dtype, batch: int, channels: int, size: int, kernel: int, stride: int) -> Case | None:
+    def prepare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, how: dict[str, Any]) -> Call:
+        packed, last = depthwise.pack(weight, **how), x.contiguous(memory_format=torch.channels_last)
+        return lambda: depthwise.depthwise(last, packed, bias)
+
+    return beside_onednn(dtype, batch, channels, channels, size, kernel, stride, channels, prepare)
+
+
+def winograd_case(dtype: torch.dtype, batch: int, channels: int, out: int, size: int) -> Case | None:
+    """The rate counts the products of the definition, not the fewer that are done."""
+
+    def prepare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, how: dict[str, Any]) -> Call:
+        packed, last = winograd.pack(weight, dtype=dtype), x.contiguous(memory_format=torch.channels_last)
+        return lambda: winograd.convolution_3x3(last, packed, bias)
+
+    return beside_onednn(dtype, batch, channels, out, size, 3, 1, 1, prepare)
+
+
+def attention_case(dtype: torch.dtype, batch: int, heads: int, length: int, depth: int, causal: bool) -> Case:
+    query, key, value = (random(dtype, batch, length, heads, depth).transpose(1, 2) for _ in range(3))
+    work = 4 * batch * heads * length * length * depth // (2 if causal else 1)
+    return Case(
+        "torch's",
+        lambda: attention.attention(query, key, value, causal=causal),
+        lambda: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
+        work,
+        "GOP/s",
+        close(dtype),
+    )
+
+
+def norm_case(dtype: torch.dtype, kind: str, rows: int, columns: int) -> Case:
+    x, weight, bias = random(dtype, rows, columns), random(dtype, columns), random(dtype, columns)
+    work = 2 * x.numel() * x.element_size()
+    if kind == "layer":
+        ours, theirs = norm.layer_norm, F.layer_norm
+        return Case(
+            "torch's", lambda: ours(x, weight, bias, 1e-5), lambda: theirs(x, (columns,), weight, bias, 1e-5), work, "GB/s",
+            close(dtype),
+        )  # fmt: skip
+    return Case(
+        "torch's", lambda: norm.rms_norm(x, weight, 1e-5), lambda: F.rms_norm(x, (columns,), weight, 1e-5), work, "GB/s",
+        close(dtype),
+    )  # fmt: skip
+
+
+def activation_case(dtype: torch.dtype, post_op: str, rows: int, columns: int) -> Case:
+    x = random(dtype, rows, columns)
+    theirs = {"gelu_erf": F.gelu, "silu": F.silu, "tanh": torch.tanh}[post_op]
+    work = 2 * x.numel() * x.element_size()
+    return Case("torch's", lambda: activation(x, post_op), lambda: theirs(x), work, "GB/s", close(dtype))
+
+
+def transpose_case(dtype: torch.dtype, batch: int, channels: int, size: int) -> Case:
+    """float32, channels first, to ``dtype`` with channels last."""
+    x = torch.randn(batch, channels, size, size)
+    return Case(
+        "torch's",
+        lambda: transpose.to_channels_last(x, dtype),
+        lambda: x.to(dtype, memory_format=torch.channels_last),
+        x.numel() * (4 + dtype.itemsize),
+        "GB/s",
+        0.0,
+    )
+
+
+_BERT = ((768, 768), (768, 3072), (3072, 768))
+FAMILIES = {
+    "linear_int8": Family(int8_case, [(rows, *size) for size in _BERT for rows in (1, 16, 128, 512, 1024)]),
+    "convolution": Family(  # batch, in, out, size, kernel, stride: the distinct kinds of ResNet-50's layers
+        convolution_case,
+        [
+            (4, 3, 64, 224, 7, 2), (4, 64, 64, 56, 1, 1), (4, 64, 64, 56, 3, 1), (4, 64, 256, 56, 1, 1), (4, 256, 64, 56, 1, 1),
+            (4, 128, 128, 56, 3, 2), (4, 128, 128, 28, 3, 1), (4, 128, 512, 28, 1, 1), (4, 256, 512, 56, 1, 2),
+            (4, 256, 256, 14, 3, 1), (4, 256, 1024, 14, 1, 1), (4, 1024, 256, 14, 1, 1), (4, 512, 512, 7, 3, 1),
+            (4, 512, 2048, 7, 1, 1),
+        ],
+    ),
+    "depthwise": Family(  # batch, channels, size, kernel, stride: MobileNetV2, EfficientNet-B0, ConvNeXt-T
+        depthwise_case,
+        [
+            (4, 32, 112, 3, 1), (4, 96, 112, 3, 2), (4, 144, 56, 3, 1), (4, 192, 28, 3, 1), (4, 384, 14, 3, 1),
+            (4, 576, 14, 3, 2), (4, 960, 7, 3, 1), (4, 240, 28, 5, 1), (4, 672, 14, 5, 1), (4, 96, 56, 7, 1),
+            (4, 384, 14, 7, 1),
+        ],
+    ),
+    "winograd": Family(  # batch, in, out, size
+        winograd_case,
+        [(4, 64, 64, 56), (4, 128, 128, 28), (4, 256, 256, 14), (4, 512, 512, 7), (1, 64, 64, 224)],
+    ),
+    "attention": Family(  # batch, heads, length, depth, causal
+        attention_case,
+        [
+            (1, 12, 128, 64, False), (8, 12, 128, 64, False), (4, 12, 384, 64, False), (8, 12, 197, 64, False),
+            (1, 32, 512, 128, True), (1, 32, 2048, 128, True),
+        ],
+    ),
+    "norm": Family(norm_case, [(kind, 1024, columns) for kind in ("layer", "rms") for columns in (256, 768, 2048, 8192)]),
+    "activation": Family(activation_case, [(name, 1024, 3072) for name in ("gelu_erf", "silu", "tanh")]),
+    "transpose": Family(transpose_case, [(4, 3, 224), (4, 64, 56), (4, 256, 56), (4, 1024, 14)]),
+}  # fmt: skip
