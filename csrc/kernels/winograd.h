@@ -46,6 +46,9 @@ size_t winograd_scratch_of(const WinogradCall& call, const LinearPart& part) {
   return static_cast<size_t>(zeros_bytes(call) + input + call.points() * block.sums_point * 4);
 }
 
+// How far ahead outputs are asked for: two tiles take about 1000 cycles, a line from memory about 400.
+constexpr int64_t kTilesAhead = 2;
+
 // A tile's place: its image, and the first row and column of its outputs.
 struct TilePlace {
   int64_t image, row, column;
@@ -80,11 +83,14 @@ SLIPSTREAM_INLINE void transform_input(const Load& load_pixel, X* to, int64_t st
   }
 }
 
-template <int tile, typename Pixel, typename X>
-void gather_tile(const WinogradCall& call, int64_t index, const Pixel* zeros, X* to, int64_t stride) {
+// Where the pixels are that a tile sees: in the image, or in the line of zeros.
+template <int tile, typename Pixel>
+using PixelTable = const Pixel* [tile + 2][tile + 2];
+
+template <int tile, typename Pixel>
+void find_pixels(const WinogradCall& call, int64_t index, const Pixel* zeros, PixelTable<tile, Pixel>& pixels) {
   constexpr int n = tile + 2;
   const TilePlace place = place_of(call, index);
-  const Pixel* pixels[n][n];
   for (int i = 0; i < n; ++i) {
     const int64_t row = place.row + i - call.padding_height;
     const bool row_inside = row >= 0 && row < call.height;
@@ -95,13 +101,32 @@ void gather_tile(const WinogradCall& call, int64_t index, const Pixel* zeros, X*
       pixels[i][j] = inside ? static_cast<const Pixel*>(call.x) + at : zeros;
     }
   }
-  int64_t c = 0;
-  for (; c + kWidth <= call.in_channels; c += kWidth) {
-    transform_input<tile>([&](int i, int j) { return load(pixels[i][j] + c); }, to + c, stride);
-  }
-  const int64_t left = call.in_channels - c;
-  if (left > 0) {
-    transform_input<tile>([&](int i, int j) { return load_first(pixels[i][j] + c, left); }, to + c, stride);
+}
+
+// Tiles [begin, begin + tiles) into `to`. The pixels of each next tile are asked for while one is transformed: they lie in short
+// pieces, of one pixel's channels or a few, which the processor does not foresee.
+template <int tile, typename Pixel, typename X>
+void gather_tiles(const WinogradCall& call, const WinogradBlock& block, int64_t begin, int64_t tiles, const Pixel* zeros, X* to) {
+  constexpr int n = tile + 2;
+  PixelTable<tile, Pixel> tables[2];
+  find_pixels<tile>(call, begin, zeros, tables[0]);
+  for (int64_t t = 0; t < tiles; ++t, to += block.row) {
+    const auto& pixels = tables[t % 2];
+    auto& next = tables[(t + 1) % 2];
+    find_pixels<tile>(call, t + 1 < tiles ? begin + t + 1 : begin + t, zeros, next);
+    int64_t c = 0;
+    for (; c + kWidth <= call.in_channels; c += kWidth) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+        for (int j = 2; j < n; ++j) __builtin_prefetch(next[i][j] + c);
+      }
+      transform_input<tile>([&](int i, int j) { return load(pixels[i][j] + c); }, to + c, block.point);
+    }
+    const int64_t left = call.in_channels - c;
+    if (left > 0) {
+      transform_input<tile>([&](int i, int j) { return load_first(pixels[i][j] + c, left); }, to + c, block.point);
+    }
   }
 }
 
@@ -147,6 +172,23 @@ SLIPSTREAM_INLINE void finish_winograd(const WinogradCall& call, const TilePlace
   }
 }
 
+// Asks for the lines that a tile's outputs are written to, and its residual read from: a cache line a pixel and 16 channels.
+template <int tile>
+SLIPSTREAM_INLINE void ask_for_outputs(const WinogradCall& call, const TilePlace& place, int64_t panel) {
+  const int64_t y_size = call.y_type == ElementType::float32 ? 4 : 2;
+  const int64_t residual_size = call.residual_type == ElementType::float32 ? 4 : 2;
+  for (int i = 0; i < tile && i < call.out_height - place.row; ++i) {
+    const int64_t line = (place.image * call.out_height + place.row + i) * call.out_width + place.column;
+    for (int j = 0; j < tile && j < call.out_width - place.column; ++j) {
+      const int64_t at = (line + j) * call.out_channels + panel * kPanelColumns;
+      for (int64_t c = 0; c < kPanelColumns; c += 16) {
+        __builtin_prefetch(static_cast<const char*>(call.y) + (at + c) * y_size, 1);
+        if (call.residual) __builtin_prefetch(static_cast<const char*>(call.residual) + (at + c) * residual_size);
+      }
+    }
+  }
+}
+
 // sums [point][tile][32] of one panel.
 template <Step step, typename X>
 void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64_t tiles, int64_t panel, const X* input,
@@ -175,18 +217,16 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
 
   for (int64_t m = part.m_begin; m < part.m_end; m += block.tiles) {
     const int64_t tiles = part.m_end - m < block.tiles ? part.m_end - m : block.tiles;
-    for (int64_t t = 0; t < tiles; ++t) {
-      X* to = input + t * block.row;
-      if (call.x_type == ElementType::float32) {
-        gather_tile<tile>(call, m + t, static_cast<const float*>(zeros), to, block.point);
-      } else {
-        gather_tile<tile>(call, m + t, static_cast<const uint16_t*>(zeros), to, block.point);
-      }
+    if (call.x_type == ElementType::float32) {
+      gather_tiles<tile>(call, block, m, tiles, static_cast<const float*>(zeros), input);
+    } else {
+      gather_tiles<tile>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
     }
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       multiply_points<step>(call, block, tiles, panel, input, sums);
       with_post_op(call.post_op, [&](auto op) {
         for (int64_t t = 0; t < tiles; ++t) {
+          if (t + kTilesAhead < tiles) ask_for_outputs<tile>(call, place_of(call, m + t + kTilesAhead), panel);
           const float* from = sums + t * kPanelColumns;
           finish_winograd<tile, decltype(op)::value>(call, place_of(call, m + t), from, block.sums_point, panel);
         }
