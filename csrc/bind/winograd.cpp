@@ -55,7 +55,8 @@ void pack_panel(const WeightSource& weight, int64_t tile, int64_t panel, Element
 
 // weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h.
 Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16) {
-  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3, "weight: not of shape [out, in, 3, 3]");
+  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3,
+                  "weight: not of shape [out, in, 3, 3]");
   STD_TORCH_CHECK(tile == 2 || (tile == 4 && !bfloat16), "tile: 2, or 4 in float32");
   const Tensor weight = torch::stable::contiguous(weight_in);
   const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};

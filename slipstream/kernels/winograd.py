@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from slipstream.decision import Decision
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
@@ -23,6 +24,14 @@ from slipstream.kernels.post_op import apply_post_op, code_of
 
 TILES = (2, 4)
 """Sides of a tile of outputs."""
+
+WORTH_IT = 1.15
+"""Estimated gain over a direct convolution below which it stays direct."""
+
+# Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
+# the transforms of a tile for each channel on either side, by dtype and side of the tile.
+_READ_A_WEIGHT = 8
+_TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +77,46 @@ def pack(
             return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
         return PackedWinograd(data, tile, padding, in_channels, out_channels, False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The side of a tile that pays, or None where a direct convolution does, and why."""
+
+    tile: int | None
+    decision: Decision
+
+
+def choice(
+    x_shape: tuple[int, int, int, int],
+    out_channels: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    padding: tuple[int, int] = (1, 1),
+) -> Choice:
+    """Which tile to pack for, for images of ``x_shape`` [batch, in, height, width], by counting multiplications.
+
+    Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
+    from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for level
+    avx512_bf16; elsewhere it stays direct.
+    """
+    batch, ins, height, width = x_shape
+    what = f"3 x 3 convolution {ins} -> {out_channels}, {height} x {width}, batch {batch}: minimal filtering"
+    level = native.active_level()
+    if level == "none" or (dtype is torch.bfloat16 and level != "avx512_bf16"):
+        return Choice(None, Decision(what, False, native.reason() if level == "none" else f"no gain known at level {level}"))
+    size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
+    a_product = 1.0 if dtype is torch.float32 else 0.5
+    direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
+    gains = {}
+    for tile in TILES if dtype is torch.float32 else TILES[:1]:
+        tiles = batch * -(-size[0] // tile) * -(-size[1] // tile)
+        products = (tile + 2) ** 2 * ins * -(-out_channels // 32) * 32 * (tiles + _READ_A_WEIGHT) * a_product
+        gains[tile] = direct / max(1.0, products + tiles * _TRANSFORM[dtype, tile] * (ins + out_channels))
+    best = max(gains, key=gains.__getitem__)
+    taken = gains[best] >= WORTH_IT
+    reason = f"tiles of {best} x {best} would take {gains[best]:.2f} times fewer multiplications, transforms counted"
+    return Choice(best if taken else None, Decision(what, taken, reason, {"estimated_speedup_x": gains[best]}))
 
 
 def convolution_3x3(

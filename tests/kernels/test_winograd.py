@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.linear import POST_OPS, apply_post_op
-from slipstream.kernels.winograd import convolution_3x3, pack
+from slipstream.kernels.winograd import choice, convolution_3x3, pack
 
 DTYPES = [torch.float32, torch.bfloat16]
 VARIANTS = [(torch.float32, 2), (torch.float32, 4), (torch.bfloat16, 2)]
@@ -135,6 +135,21 @@ def test_fakes_agree_with_the_operators(variant):
     packed = torch.ops.slipstream.pack_winograd(*arguments)
     x = torch.randn(2, 20, 9, 5).to(memory_format=torch.channels_last)
     torch.library.opcheck(torch.ops.slipstream.winograd.default, (x, packed, 40, tile, 1, 0, bias, 1, None, True))
+
+
+def test_choice_by_size_and_channels(level):
+    if level == "plain":
+        assert choice((1, 64, 56, 56), 64).tile is None
+        return
+    assert choice((1, 64, 56, 56), 64).tile == 4
+    assert choice((8, 512, 7, 7), 512).tile == 4
+    assert choice((1, 512, 7, 7), 512).tile == 2  # four tiles of 4 x 4 do not repay reading their weights
+    for few in (choice((1, 3, 224, 224), 64), choice((0, 64, 56, 56), 64), choice((1, 512, 1, 1), 512)):
+        assert few.tile is None
+        assert not few.decision.taken
+    half = choice((1, 256, 14, 14), 256, dtype=torch.bfloat16)
+    assert half.tile == (2 if level == "avx512_bf16" else None)
+    assert half.decision.reason
 
 
 def test_bad_input_names_the_argument():
