@@ -106,7 +106,7 @@ void find_pixels(const WinogradCall& call, int64_t index, const Pixel* zeros, Pi
 // Tiles [begin, begin + tiles) into `to`. The pixels of each next tile are asked for while one is transformed: they lie in short
 // pieces, of one pixel's channels or a few, which the processor does not foresee.
 template <int tile, typename Pixel, typename X>
-void gather_tiles(const WinogradCall& call, const WinogradBlock& block, int64_t begin, int64_t tiles, const Pixel* zeros, X* to) {
+void transform_tiles(const WinogradCall& call, const WinogradBlock& block, int64_t begin, int64_t tiles, const Pixel* zeros, X* to) {
   constexpr int n = tile + 2;
   PixelTable<tile, Pixel> tables[2];
   find_pixels<tile>(call, begin, zeros, tables[0]);
@@ -218,9 +218,9 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
   for (int64_t m = part.m_begin; m < part.m_end; m += block.tiles) {
     const int64_t tiles = part.m_end - m < block.tiles ? part.m_end - m : block.tiles;
     if (call.x_type == ElementType::float32) {
-      gather_tiles<tile>(call, block, m, tiles, static_cast<const float*>(zeros), input);
+      transform_tiles<tile>(call, block, m, tiles, static_cast<const float*>(zeros), input);
     } else {
-      gather_tiles<tile>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
+      transform_tiles<tile>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
     }
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       multiply_points<step>(call, block, tiles, panel, input, sums);
