@@ -5,7 +5,8 @@ A pack carries a stamp of its parameter: identity, version counter, address. Tog
 changes, optimizer steps, `load_state_dict` (also ``assign=True``) and re-assignment. What they cannot see is
 a change through ``parameter.data``, which has a version counter of its own; therefore `watch_data` puts a
 property over ``Parameter.data``: reading it retires the packs, and as long as the script holds what it
-read, nothing is packed. A change through a NumPy array that shares the memory is not seen.
+read, nothing is packed. Fused optimizers do not count versions either; after each step of an optimizer the
+packs of its parameters are retired. A change through a NumPy array that shares the memory is not seen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.nn import Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slipstream.optimize.options import set_up
 
@@ -68,6 +70,7 @@ _packs: weakref.WeakValueDictionary[tuple[int, Any], Pack] = weakref.WeakValueDi
 _by_tensor: dict[int, weakref.WeakSet[Pack]] = {}
 _aliases: dict[int, weakref.ref[torch.Tensor]] = {}
 _short_lived: Counter[Any] = Counter()
+_hooks: list[Any] = []
 _lock = threading.RLock()  # a pack may go, and _retire run, wherever memory is collected
 _spoils = [0]
 
@@ -155,15 +158,26 @@ def _spoil(parameter: Parameter) -> None:
 
 
 def watch_data() -> None:
-    """Put the property over ``Parameter.data``; called once more, it does nothing."""
+    """Put the property over ``Parameter.data`` and look behind optimizers; called once more, it does nothing."""
     if "data" not in Parameter.__dict__:
         watched = property(_read_data, _write_data, doc=torch.Tensor.data.__doc__)
         Parameter.data = watched  # type: ignore[misc, assignment]
+        _hooks.append(register_optimizer_step_post_hook(_after_step))
 
 
 def unwatch_data() -> None:
     if "data" in Parameter.__dict__:
         del Parameter.data  # type: ignore[misc]
+    while _hooks:
+        _hooks.pop().remove()
+
+
+def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    """Fused optimizers (``fused=True``, the default of transformers' Trainer) leave version counters as they were."""
+    if _by_tensor:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                _spoil(parameter)
 
 
 def _read_data(parameter: Parameter) -> torch.Tensor:

@@ -49,6 +49,12 @@ def optimizer_step(model):
     torch.optim.SGD(model.parameters(), lr=1.0).step()
 
 
+def fused_step(model):
+    for parameter in model.parameters():
+        parameter.grad = -parameter.detach().clone()
+    torch.optim.SGD(model.parameters(), lr=1.0, fused=True).step()  # counts no versions
+
+
 def new_parameter(model):
     model.weight = nn.Parameter(model.weight * 2)
 
@@ -71,7 +77,7 @@ def cast_and_back(model):
 
 
 MEANS = [
-    in_place, through_data, through_detach, data_assigned, state_dict, state_dict_assigned, optimizer_step,
+    in_place, through_data, through_detach, data_assigned, state_dict, state_dict_assigned, optimizer_step, fused_step,
     new_parameter, from_a_vector, initialized, swapped, cast_and_back,
 ]  # fmt: skip
 
