@@ -18,8 +18,8 @@ class Settings:
 
     ``dtype`` is what weights and sums may be computed in; inputs and outputs keep the dtype of the script.
     ``children`` says whether processes that the script starts are covered too. ``budget_s`` bounds the
-    seconds that packing and guarding may take in one process. ``low_memory`` packs nothing that would be a
-    second float32 copy of a weight.
+    seconds that packing and guarding may take in one process. ``low_memory`` keeps one copy of a weight in
+    memory: its pack, with the weight itself in a file.
     ``decides_only`` plans, packs and checks each piece, and lets the original answer (`slipstream inspect`).
     ``at_once`` lets every piece that is right answer from its first call on, however fast it is, so that one run
     decides as another (`slipstream bisect`).

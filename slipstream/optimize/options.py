@@ -33,7 +33,7 @@ def fair(spent: tuple[float, float]) -> float:
 
 @dataclass(frozen=True)
 class Options:
-    """``dtype``: float32 weights are packed in it. ``low_memory``: no second float32 copy of a weight.
+    """``dtype``: float32 weights are packed in it. ``low_memory``: one copy of a weight in memory.
     ``decides_only``: plan, pack and check, and let the original answer."""
 
     dtype: torch.dtype = torch.float32

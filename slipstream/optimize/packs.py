@@ -157,6 +157,16 @@ def _spoil(parameter: Parameter) -> None:
         pack.valid = False
 
 
+def exchange(parameter: torch.Tensor, other: torch.Tensor, pointer: int) -> None:
+    """Give a parameter the memory of ``other``, which holds the same values; its packs stay as valid as they were."""
+    _DATA.__set__(parameter, other)
+    for pack in tuple(_by_tensor.get(id(parameter), ())):
+        pack.stamps = tuple(
+            (source, version, parameter.data_ptr()) if source is parameter and at == pointer else (source, version, at)
+            for source, version, at in pack.stamps
+        )
+
+
 def watch_data() -> None:
     """Put the property over ``Parameter.data`` and look behind optimizers; called once more, it does nothing."""
     if "data" not in Parameter.__dict__:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from slipstream.optimize import guards, packs
+from slipstream.optimize import guards, one_copy, packs
 from slipstream.optimize.allowance import costs
 from slipstream.optimize.options import clocks, elapsed, fair, say_once, set_up
 
@@ -79,6 +79,8 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
             _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
             return None
         verdict = guards.speed.known(question)
+        if piece.moved and piece.pack is not None:
+            verdict = guards.Verdict(True, 1.0)  # the original would bring its weight back into memory
         if verdict is not None and not verdict.fast:
             piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
             return None
@@ -94,6 +96,27 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
         fast = guards.speed.is_fasts_turn(question) and set_up.affords(plain_s / 2)
         counts = not (is_new and macs < CACHED * pack.life.bytes)
         return Turn(question, dtype, part, macs, pack, fast, counts=counts)
+
+
+def free_originals(piece: Piece, tensors: Tensors) -> None:
+    """--low-memory: from memory to a file with the weights that are packed, as soon as nothing else holds them."""
+    left = [weight for weight in piece.sources(tensors) if weight is not None and one_copy.obstacle(weight) is None]
+    size = sum(weight.nbytes for weight in left)
+    if not set_up.affords(costs.expected_s("one copy", size)):
+        set_up.wanted = WANTED
+        return
+    try:
+        with set_up.timed():
+            start = clocks()
+            moved = [weight for weight in left if one_copy.move(weight)]
+            costs.saw("one copy", size, fair(elapsed(start)))
+    except OSError as error:
+        say_once("low memory", f"a weight stays in memory beside its pack: {error}")
+        piece.owes_next = 0
+        return
+    piece.moved = piece.moved or bool(moved)
+    piece.owes_since += 1
+    piece.owes_next = 0 if len(moved) == len(left) else min(1 << piece.owes_since, 1 << 10)
 
 
 def answer_fast(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, recorded: bool, now: Turn) -> Any:

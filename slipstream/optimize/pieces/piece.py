@@ -40,6 +40,8 @@ class Piece:
         self.pack: packs.Pack | None = None
         self.unchecked: packs.Pack | None = None
         self.saves_s = 0.0
+        self.moved = False
+        self.owes_next = self.owes_since = 0
         self.verdicts: dict[Hashable, bool] = {}
         self.light: set[Hashable] = set()
         self.lock = threading.Lock()
@@ -165,6 +167,11 @@ class Piece:
         account.calls += 1
         if self.options.decides_only:
             return None
+        if self.owes_next > 0:
+            self.owes_next -= 1
+            if self.owes_next == 0:
+                self.owes_next = 1  # unless it can be done now
+                deciding.free_originals(self, tensors)
         if set_up.wanted > 0:
             set_up.wanted -= 1
             set_up.allowance.save(self.saves_s)
@@ -196,6 +203,8 @@ class Piece:
         self.saves_s = plain_s * (1 - 1 / speedup)
         self.verdicts[size] = True
         self.wins += 1
+        if self.options.low_memory:
+            self.owes_next, self.owes_since = 1, 0
         self.account.packed_bytes = pack.life.bytes
         self.account.weight_bytes = sum(tensor.nbytes for tensor, *_ in pack.stamps if tensor is not None)
         self.note(

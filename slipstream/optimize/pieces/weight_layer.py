@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
+from slipstream.optimize import one_copy
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.followers import Followers
 from slipstream.optimize.pieces.piece import Piece, Tensors
@@ -41,10 +42,12 @@ class WeightLayerPiece(Piece):
         return torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
 
     def would_be_a_copy(self, tensors: Tensors, dtype: torch.dtype) -> bool:
-        """Whether a pack in this dtype is what ``low_memory`` forbids: a second float32 copy of the weight."""
+        """Whether a pack in this dtype is what ``low_memory`` forbids: a second float32 copy that stays."""
         weight = tensors[0]
         assert weight is not None
-        return self.options.low_memory and dtype == weight.dtype == torch.float32
+        if not self.options.low_memory or not dtype == weight.dtype == torch.float32:
+            return False
+        return one_copy.obstacle(weight) is not None
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors if self.followers.norm is not None else tensors[:1]
