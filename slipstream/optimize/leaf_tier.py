@@ -26,6 +26,8 @@ from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.pieces.lstm import LstmPiece
+from slipstream.optimize.pieces.norm import CLASSES as NORMS
+from slipstream.optimize.pieces.norm import NormPiece
 from slipstream.optimize.pieces.recurrent import RecurrentPiece
 from slipstream.optimize.pieces.sequential import NORM_AFTER, SequentialPiece
 
@@ -43,6 +45,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.GRU: RecurrentPiece,
     nn.RNN: RecurrentPiece,
     nn.Sequential: SequentialPiece,
+    **dict.fromkeys(NORMS, NormPiece),
     **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),
 }
 """Leaf class → what answers for it."""

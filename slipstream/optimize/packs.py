@@ -121,6 +121,11 @@ def make(kind: Any, build: Callable[[], tuple[Any, int]], *tensors: torch.Tensor
     return pack
 
 
+def of_nothing(kind: Any) -> Pack:
+    """For what answers without packing: it fits whatever the tensors are."""
+    return Pack(None, (), Life(kind, 0))
+
+
 def lives_are_short(kind: Any) -> bool:
     """Whether packs of this kind (operator and shape) went unused before: then a weight has to come twice."""
     return _short_lived[kind] >= 2

@@ -182,7 +182,7 @@ def _prepare(
     """A pack that fits and was seen to be right; None where that cannot be had, or not yet. ``y`` is the original's answer."""
     kind = (piece.kind(module, tensors, now.dtype), piece.variant())
     sources = piece.sources(tensors)
-    pack = packs.find(kind, *sources)
+    pack = packs.find(kind, *sources) if sources else packs.of_nothing(kind)
     if pack is None and not _may_pack(piece, kind, sources):
         return None
     size = sum(tensor.nbytes for tensor in sources if tensor is not None)

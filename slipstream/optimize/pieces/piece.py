@@ -84,12 +84,16 @@ class Piece:
         raise NotImplementedError
 
     def sources(self, tensors: Tensors) -> Tensors:
-        """Those of the tensors, from the first on, that the packed weights are made from."""
+        """Those of the tensors, from the first on, that the packed weights are made from; none where nothing is packed."""
         return tensors[:1]
 
     def variant(self) -> Hashable:
         """What else tells two packs of one weight apart, without mattering to the speed."""
         return None
+
+    def how(self, dtype: torch.dtype) -> str:
+        """For the report: what the fast answers come from."""
+        return f"{str(dtype).removeprefix('torch.')} weights, packed once"
 
     def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """The same from torch's functions, for the gradient; only where ``has_replay``."""
@@ -209,7 +213,7 @@ class Piece:
         self.account.weight_bytes = sum(tensor.nbytes for tensor, *_ in pack.stamps if tensor is not None)
         self.note(
             True,
-            f"{str(dtype).removeprefix('torch.')} weights, packed once",
+            self.how(dtype),
             speedup_x=round(speedup, 2),
             error_relative=self.error,
             memory_mb=pack.life.bytes / 1e6,
