@@ -5,7 +5,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
-#include "tensor_rows.h"
+#include "image_rows.h"
 
 namespace slipstream {
 namespace {
@@ -56,19 +56,6 @@ Tensor pack_depthwise(const Tensor& weight_in) {
   return packed;
 }
 
-Images as_images(const Tensor& tensor, const char* argument) {
-  STD_TORCH_CHECK(tensor.dim() == 4, argument, ": not of shape [batch, channels, height, width]");
-  STD_TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1 || tensor.numel() == 0, argument,
-                  ": channels are not innermost; convert it with .contiguous(memory_format=torch.channels_last)");
-  Images images;
-  images.type = element_type(tensor, argument);
-  images.data = tensor.data_ptr();
-  images.image = tensor.stride(0);
-  images.row = tensor.stride(2);
-  images.pixel = tensor.stride(3);
-  return images;
-}
-
 // numbers: kernel, stride, padding, dilation, of two dimensions each.
 DepthwiseCall call_for(const Tensor& x, const Tensor& packed, const std::vector<int64_t>& numbers) {
   STD_TORCH_CHECK(numbers.size() == 8, "numbers: not kernel, stride, padding, dilation of two dimensions");
@@ -102,23 +89,6 @@ DepthwiseCall call_for(const Tensor& x, const Tensor& packed, const std::vector<
   return call;
 }
 
-// Threads take rows of images; where those are few, shares of the channels of a row too.
-void run(const DepthwiseCall& call, int64_t images) {
-  const auto kernel = table().depthwise_last;
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t rows = images * call.out_height, blocks = packed_channels(call.channels) / kBlockChannels;
-  const int64_t shares = rows >= 8 * threads ? 1 : blocks < threads ? blocks : threads;
-  const int64_t grain = 1 + kWorthAThread * shares / (call.out_width * call.channels * call.taps() + 1);
-  torch::stable::parallel_for(0, shares * rows, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t share = begin / rows, first = begin % rows;
-      const int64_t last = end - begin < rows - first ? first + end - begin : rows;
-      kernel(call, {first, last, blocks * share / shares, blocks * (share + 1) / shares});
-      begin += last - first;
-    }
-  });
-}
-
 // y [batch, channels, oh, ow] = post_op(conv(x) + bias + residual), channels last.
 Tensor depthwise(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, std::vector<int64_t> numbers, int64_t post_op,
                  std::optional<Tensor> residual, bool bfloat16_out) {
@@ -126,9 +96,8 @@ Tensor depthwise(const Tensor& x, const Tensor& packed, std::optional<Tensor> bi
   STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
   call.post_op = static_cast<PostOp>(post_op);
   call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
-  const int64_t images = x.size(0), channels = call.channels, line = call.out_width * channels;
-  Tensor y = empty_strided({images, channels, call.out_height, call.out_width}, {call.out_height * line, 1, line, channels},
-                           scalar_type(call.y_type));
+  const int64_t images = x.size(0), channels = call.channels;
+  Tensor y = empty_images(images, channels, call.out_height, call.out_width, call.y_type);
   call.y = y.data_ptr();
   Tensor bias_holder;
   if (bias) {
@@ -143,7 +112,10 @@ Tensor depthwise(const Tensor& x, const Tensor& packed, std::optional<Tensor> bi
                         residual->size(3) == call.out_width,
                     "residual: not of the output's shape");
   }
-  if (y.numel() > 0) run(call, images);
+  if (y.numel() == 0) return y;
+  const auto kernel = table().depthwise_last;
+  const int64_t work = call.out_width * channels * call.taps();
+  for_rows(images * call.out_height, channels, work, kWorthAThread, [&](const RowsPart& part) { kernel(call, part); });
   return y;
 }
 

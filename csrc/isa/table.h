@@ -6,6 +6,7 @@
 #include "../kernels/convolution_call.h"
 #include "../kernels/depthwise_call.h"
 #include "../kernels/linear.h"
+#include "../kernels/pooling_call.h"
 #include "../kernels/norm_call.h"
 #include "../kernels/recurrent_call.h"
 #include "../kernels/winograd_call.h"
@@ -27,10 +28,11 @@ struct KernelTable {
   size_t (*linear_int8_scratch)(const LinearInt8Call& call, const LinearPart& part);
   void (*linear_int8)(const LinearInt8Call& call, const LinearPart& part, void* scratch);
   Range (*range_of_rows)(const Rows& x, int64_t k, int64_t begin, int64_t end);
-  void (*depthwise_last)(const DepthwiseCall& call, const DepthwisePart& part);  // channels last
+  void (*depthwise_last)(const DepthwiseCall& call, const RowsPart& part);  // channels last
   size_t (*winograd_scratch)(const WinogradCall& call, const LinearPart& part);
   void (*winograd)(const WinogradCall& call, const LinearPart& part, void* scratch);
   void (*recurrent_cell)(const CellCall& call, int64_t begin, int64_t end);
+  void (*pooling)(const PoolingCall& call, const RowsPart& part);
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16, table_amx,

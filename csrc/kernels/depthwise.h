@@ -143,13 +143,11 @@ void depthwise_strip(const DepthwiseCall& call, const RowGroup& group, int64_t c
   const int64_t pixels = call.out_width < kTilePixels ? call.out_width : kTilePixels, y_size = call.y_type == ElementType::float32 ? 4 : 2;
   tile.pixels = pixels;
   for (int64_t h = group.begin; h < group.end; ++h) {
-    const int64_t top = h * call.stride_height - call.padding_height, step = call.dilation_height;
-    const int64_t above = top < 0 ? (-top + step - 1) / step : 0;
-    int64_t below = top < call.height ? (call.height - top + step - 1) / step : 0;
-    if (below > call.kernel_height) below = call.kernel_height;
-    tile.kernel_rows = below > above ? below - above : 0;
-    tile.weight = weight + above * kernels.row * kBlockChannels;
-    const X* row = static_cast<const X*>(call.x.data) + group.image * call.x.image + (top + above * step) * call.x.row + channel;
+    const int64_t top = h * call.stride_height - call.padding_height;
+    const TapRange taps = taps_inside(top, call.height, call.dilation_height, call.kernel_height);
+    tile.kernel_rows = taps.last - taps.first;
+    tile.weight = weight + taps.first * kernels.row * kBlockChannels;
+    const X* row = static_cast<const X*>(call.x.data) + group.image * call.x.image + (top + taps.first * call.dilation_height) * call.x.row + channel;
     for (int64_t w = 0; w < call.out_width; w += kTilePixels) {
       w = w + pixels <= call.out_width ? w : call.out_width - pixels;  // the last tile begins earlier rather than be cut short
       ahead.ask();
@@ -217,7 +215,7 @@ class RowGroups {
 };
 
 template <typename X>
-void depthwise_of(const DepthwiseCall& call, const DepthwisePart& part) {
+void depthwise_of(const DepthwiseCall& call, const RowsPart& part) {
   const RowGroups groups(call, part.row_end);
   const int64_t first = part.block_begin * kBlockChannels, blocks_end = part.block_end * kBlockChannels;
   const int64_t last = blocks_end < call.channels ? blocks_end : call.channels;
@@ -233,7 +231,7 @@ void depthwise_of(const DepthwiseCall& call, const DepthwisePart& part) {
   }
 }
 
-inline void depthwise_last(const DepthwiseCall& call, const DepthwisePart& part) {
+inline void depthwise_last(const DepthwiseCall& call, const RowsPart& part) {
   call.x.type == ElementType::bfloat16 ? depthwise_of<uint16_t>(call, part) : depthwise_of<float>(call, part);
 }
 

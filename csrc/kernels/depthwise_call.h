@@ -6,6 +6,19 @@
 
 namespace slipstream {
 
+// Which taps of a line of the kernel that begins at pixel `start` lie inside a line of `size` pixels: [first, last).
+struct TapRange {
+  int64_t first, last;
+};
+
+inline TapRange taps_inside(int64_t start, int64_t size, int64_t dilation, int64_t kernel) {
+  int64_t first = start < 0 ? (-start + dilation - 1) / dilation : 0;
+  int64_t last = start < size ? (size - start + dilation - 1) / dilation : 0;
+  last = last < kernel ? last : kernel;
+  first = first < last ? first : last;
+  return {first, last};
+}
+
 // Images whose channels are neighbours in memory; steps between images, rows and pixels in elements.
 struct Images {
   const void* data = nullptr;
@@ -52,7 +65,7 @@ struct DepthwiseCall {
 
 // The part that one thread computes: rows of y [row_begin, row_end), counted through all images, and blocks of channels
 // [block_begin, block_end).
-struct DepthwisePart {
+struct RowsPart {
   int64_t row_begin, row_end, block_begin, block_end;
 };
 

@@ -30,6 +30,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 #include "../kernels/amx/linear.h"
 #include "../kernels/amx/linear_int8.h"
 
@@ -40,6 +41,7 @@ const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::ac
     amx::gather_image, amx::convolution, amx::depthwise,
     amx::amx_linear_int8_scratch, amx::amx_linear_int8, amx::range_of_rows,
     amx::depthwise_last,
-    amx::winograd_scratch, amx::winograd, amx::recurrent_cell};
+    amx::winograd_scratch, amx::winograd, amx::recurrent_cell,
+    amx::pooling};
 }  // namespace slipstream
 #endif

@@ -27,6 +27,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 #include "../kernels/amx/linear.h"
 #include "../kernels/amx/linear_int8.h"
 
@@ -37,5 +38,6 @@ const KernelTable table_amx_emulated = {amx_emulated::amx_linear_scratch, amx_em
     amx_emulated::gather_image, amx_emulated::convolution, amx_emulated::depthwise,
     amx_emulated::amx_linear_int8_scratch, amx_emulated::amx_linear_int8, amx_emulated::range_of_rows,
     amx_emulated::depthwise_last,
-    amx_emulated::winograd_scratch, amx_emulated::winograd, amx_emulated::recurrent_cell};
+    amx_emulated::winograd_scratch, amx_emulated::winograd, amx_emulated::recurrent_cell,
+    amx_emulated::pooling};
 }  // namespace slipstream

@@ -25,6 +25,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 
 namespace slipstream {
 const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation,
@@ -33,6 +34,7 @@ const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activa
     avx2::gather_image, avx2::convolution, avx2::depthwise,
     avx2::linear_int8_scratch, avx2::linear_int8, avx2::range_of_rows,
     avx2::depthwise_last,
-    avx2::winograd_scratch, avx2::winograd, avx2::recurrent_cell};
+    avx2::winograd_scratch, avx2::winograd, avx2::recurrent_cell,
+    avx2::pooling};
 }  // namespace slipstream
 #endif

@@ -25,6 +25,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 
 namespace slipstream {
 const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation,
@@ -33,6 +34,7 @@ const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512
     avx512::gather_image, avx512::convolution, avx512::depthwise,
     avx512::linear_int8_scratch, avx512::linear_int8, avx512::range_of_rows,
     avx512::depthwise_last,
-    avx512::winograd_scratch, avx512::winograd, avx512::recurrent_cell};
+    avx512::winograd_scratch, avx512::winograd, avx512::recurrent_cell,
+    avx512::pooling};
 }  // namespace slipstream
 #endif

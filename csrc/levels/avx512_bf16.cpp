@@ -29,6 +29,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 
 namespace slipstream {
 const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation,
@@ -37,6 +38,7 @@ const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16:
     avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
     avx512_bf16::linear_int8_scratch, avx512_bf16::linear_int8, avx512_bf16::range_of_rows,
     avx512_bf16::depthwise_last,
-    avx512_bf16::winograd_scratch, avx512_bf16::winograd, avx512_bf16::recurrent_cell};
+    avx512_bf16::winograd_scratch, avx512_bf16::winograd, avx512_bf16::recurrent_cell,
+    avx512_bf16::pooling};
 }  // namespace slipstream
 #endif

@@ -25,6 +25,7 @@
 #include "../kernels/winograd_transform.h"
 #include "../kernels/winograd.h"
 #include "../kernels/depthwise.h"
+#include "../kernels/pooling.h"
 
 namespace slipstream {
 const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation,
@@ -33,5 +34,6 @@ const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, 
     baseline::gather_image, baseline::convolution, baseline::depthwise,
     baseline::linear_int8_scratch, baseline::linear_int8, baseline::range_of_rows,
     baseline::depthwise_last,
-    baseline::winograd_scratch, baseline::winograd, baseline::recurrent_cell};
+    baseline::winograd_scratch, baseline::winograd, baseline::recurrent_cell,
+    baseline::pooling};
 }  // namespace slipstream

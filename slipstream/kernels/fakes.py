@@ -135,13 +135,29 @@ def recurrent(
     )
 
 
-def _image_size(x: torch.Tensor, numbers: list[int]) -> list[int]:
-    """Height and width of what a convolution makes of x; numbers: kernel, stride, padding, dilation, two each."""
-    kernel, stride, padding, dilation = (numbers[i : i + 2] for i in range(0, 8, 2))
-    return [(x.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)]
+def pooling(
+    x: torch.Tensor, maximum: bool, numbers: list[int], ceil_mode: bool, count_include_pad: bool, divisor: int
+) -> torch.Tensor:
+    size = _image_size(x, numbers, ceil=ceil_mode)
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> list[int]:
+    """Height and width of what a convolution or pooling makes of x; numbers: kernel, stride, padding, dilation, two each.
+
+    ``ceil``: a last window that begins inside the image or its left padding counts though it ends outside.
+    """
+    size = []
+    for i in range(2):
+        kernel, stride, padding, dilation = numbers[i::2]
+        room = x.shape[2 + i] + 2 * padding - (kernel - 1) * dilation - 1
+        count = (room + (stride - 1 if ceil else 0)) // stride + 1
+        size.append(count - 1 if ceil and (count - 1) * stride >= x.shape[2 + i] + padding else count)
+    return size
 
 
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
     pack_convolution, convolution, pack_depthwise, depthwise, pack_winograd, winograd, recurrent,
+    pooling,
 )  # fmt: skip

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Images whose channels are innermost: from tensors, and their rows split over torch's threads.
+#pragma once
+
+#include "../kernels/depthwise_call.h"
+#include "tensor_rows.h"
+
+namespace slipstream {
+
+inline Images as_images(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == 4, argument, ": not of shape [batch, channels, height, width]");
+  STD_TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1 || tensor.numel() == 0, argument,
+                  ": channels are not innermost; convert it with .contiguous(memory_format=torch.channels_last)");
+  Images images;
+  images.type = element_type(tensor, argument);
+  images.data = tensor.data_ptr();
+  images.image = tensor.stride(0);
+  images.row = tensor.stride(2);
+  images.pixel = tensor.stride(3);
+  return images;
+}
+
+inline Tensor empty_images(int64_t images, int64_t channels, int64_t height, int64_t width, ElementType type) {
+  const int64_t row = width * channels;
+  return empty_strided({images, channels, height, width}, {height * row, 1, row, channels}, scalar_type(type));
+}
+
+// Calls kernel(part) for all `rows` rows and all channels. Threads take rows; where those are few, shares of a row's channels too.
+// `work` is what a row costs, `worth_a_thread` what repays another thread.
+template <typename Kernel>
+void for_rows(int64_t rows, int64_t channels, int64_t work, int64_t worth_a_thread, const Kernel& kernel) {
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t blocks = packed_channels(channels) / kBlockChannels;
+  const int64_t shares = rows >= 8 * threads ? 1 : blocks < threads ? blocks : threads;
+  const int64_t grain = 1 + worth_a_thread * shares / (work + 1);
+  torch::stable::parallel_for(0, shares * rows, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t share = begin / rows, first = begin % rows;
+      const int64_t last = end - begin < rows - first ? first + end - begin : rows;
+      kernel(RowsPart{first, last, blocks * share / shares, blocks * (share + 1) / shares});
+      begin += last - first;
+    }
+  });
+}
+
+}  // namespace slipstream
