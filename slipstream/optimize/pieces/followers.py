@@ -36,9 +36,9 @@ def fusable(module: nn.Module) -> Activation | None:
         return _SIMPLE[kind]
     if isinstance(module, nn.GELU) and kind is nn.GELU:
         erf = module.approximate == "none"
-        return Activation("gelu_erf" if erf else "gelu_tanh", "gelu", (), module.approximate)
+        return _GELU_ERF if erf else _GELU_TANH
     if isinstance(module, nn.ReLU6) and kind is nn.ReLU6:
-        return Activation("relu6", "hardtanh", (0.0, 6.0))
+        return _RELU6
     if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU:
         return Activation(None, "leaky_relu", (module.negative_slope,))
     return _of_transformers(module)
@@ -65,14 +65,22 @@ _SIMPLE: dict[type[nn.Module], Activation] = {
 
 
 _GELU_TANH = Activation("gelu_tanh", "gelu", (), "tanh")
+_GELU_ERF = Activation("gelu_erf", "gelu", (), "none")
+_RELU6 = Activation("relu6", "hardtanh", (0.0, 6.0))
 _BY_NAME = {
-    "GELUActivation": Activation("gelu_erf", "gelu", (), "none"),
+    "GELUActivation": _GELU_ERF,
     "GELUTanh": _GELU_TANH,
     "NewGELUActivation": _GELU_TANH,
     "FastGELUActivation": _GELU_TANH,
     "AccurateGELUActivation": _GELU_TANH,
     "SiLUActivation": _SIMPLE[nn.SiLU],
 }
+
+
+BY_POST_OP: dict[str, Activation] = {
+    str(form.post_op): form for form in (NONE, *_SIMPLE.values(), _GELU_ERF, _GELU_TANH, _RELU6)
+}
+"""Name in our kernels → what it is for torch's oneDNN operators."""
 
 
 class Followers:
@@ -109,16 +117,7 @@ class Followers:
         """
         if self.norm is None:
             return weight, None
-        gamma, beta, mean, variance = tensors
-        assert mean is not None and variance is not None
-        scale = torch.rsqrt(variance.double() + self.epsilon)
-        if gamma is not None:
-            scale = scale * gamma.double()
-        shift = (0.0 if bias is None else bias.double()) - mean.double()
-        shift = shift * scale + (0.0 if beta is None else beta.double())
-        shape = [1] * weight.dim()
-        shape[axis] = -1
-        return weight.float() * scale.float().reshape(shape), shift.float()
+        return fold_batch_norm(weight, bias, tensors, self.epsilon, axis)
 
     def apply(self, y: torch.Tensor) -> torch.Tensor:
         """The modules themselves, for comparison."""
@@ -137,3 +136,22 @@ class Followers:
     def words(self) -> str:
         """For the report: " + BatchNorm2d + ReLU"."""
         return "".join(f" + {type(module).__name__}" for module in (self.norm, self.activation) if module)
+
+
+def fold_batch_norm(
+    weight: torch.Tensor, bias: torch.Tensor | None, tensors: Tensors, epsilon: float, axis: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias in float32 with the norm in them; ``tensors`` are its weight, bias, mean, variance.
+
+    Scale and shift are computed in float64.
+    """
+    gamma, beta, mean, variance = tensors
+    assert mean is not None and variance is not None
+    scale = torch.rsqrt(variance.double() + epsilon)
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = (0.0 if bias is None else bias.double()) - mean.double()
+    shift = shift * scale + (0.0 if beta is None else beta.double())
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return weight.float() * scale.float().reshape(shape), shift.float()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A module's forward as one graph, with the guards that say for which calls it holds. Nothing of it is executed.
+
+Dynamo reads the bytecode of the method on fake tensors (`torch._dynamo.convert_frame.fullgraph_capture`, which export
+and ahead-of-time compilation use); no code cache and no frame hook is touched, so a script's own `torch.compile` does not notice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+Locals = dict[str, Any]
+
+
+class CaptureRefused(Exception):
+    """The forward is not one graph; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """``graph`` computes what ``forward`` would, wherever ``holds(locals)`` says yes.
+
+    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders: parameters and buffers are the
+    model's own. ``wrap`` makes, of a function with the graph's inputs and outputs, one with the arguments and the result of forward.
+    """
+
+    graph: fx.GraphModule
+    inputs: list[Any]
+    holds: Callable[[Locals], bool]
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def function_of(module: nn.Module) -> types.FunctionType | None:
+    """The plain function behind ``module.forward``, where it is an ordinary method."""
+    method = module.forward
+    function = getattr(method, "__func__", None)
+    if not isinstance(function, types.FunctionType) or getattr(method, "__self__", None) is not module:
+        return None
+    return function
+
+
+class Arguments:
+    """How a call's arguments become the local variables that guards speak of."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.signature = inspect.signature(function, follow_wrapped=False)  # its own, not that of a function it wraps
+        self.cells = tuple(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+    def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Locals:
+        """Raises TypeError for arguments that do not fit."""
+        bound = self.signature.bind(module, *args, **kwargs)
+        bound.apply_defaults()
+        return {**{name: cell.cell_contents for name, cell in self.cells}, **bound.arguments}
+
+
+def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
+    """``module.forward`` as a graph for calls like this one; with ``dynamic`` for other sizes too.
+
+    Guards hold for the grad mode, autocast state and thread count of the calling thread. Raises CaptureRefused.
+    """
+    from torch._dynamo import convert_frame
+    from torch._dynamo.eval_frame import set_enable_dynamic
+    from torch._dynamo.utils import dynamo_timed, get_metrics_context
+
+    function = function_of(module)
+    if function is None:
+        raise CaptureRefused("forward is not a method of its class")
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    quiet = logging.getLogger("torch._dynamo")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with (
+            convert_frame.compile_lock,
+            torch._dynamo.config.patch(allow_rnn=recurrent),
+            get_metrics_context(),
+            dynamo_timed("fullgraph_capture"),
+            set_enable_dynamic(dynamic),
+        ):
+            captured = convert_frame.fullgraph_capture(module.forward, args, kwargs)
+            if captured.backend_input is None:
+                raise CaptureRefused("there is no tensor operation in it")
+            guards = captured.graph_capture_output.build_guards(function.__code__)
+    except CaptureRefused:
+        raise
+    except Exception as error:
+        raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
+    finally:
+        quiet.setLevel(level)
+    backend = captured.backend_input
+
+    def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
+        output = captured.graph_capture_output
+        return output.get_runtime_env().forward_callable(backend.backend_id, run, extra_globals=dict(output.f_globals))
+
+    return Capture(backend.graph_module, list(backend.example_inputs), guards.guard_manager.check, wrap)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

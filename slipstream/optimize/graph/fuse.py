@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replaces rows of operations by one operator each: conv + norm + residual + activation, linear + activation + product + sum, norm.
+
+A row ends where its value has another reader. The operator stands where the row's last operation stood, when all that it reads is
+there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from slipstream.kernels.operands import DTYPES
+from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
+from slipstream.optimize.graph.operators.attention import Attention, mask_that_hides
+from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
+from slipstream.optimize.graph.operators.linear import Linear
+from slipstream.optimize.graph.operators.norm import LayerNorm
+from slipstream.optimize.graph.operators.operator import Operator
+
+_ACTIVATIONS = {"relu", "relu6", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid"}
+
+
+@dataclass
+class Row:
+    """Operations that become one; ``post_op``, ``residual``, ``multiplier`` are what was found behind the first."""
+
+    nodes: list[fx.Node]
+    post_op: str = "none"
+    residual: fx.Node | None = None
+    multiplier: fx.Node | None = None
+    norm: list[Any] = field(default_factory=list)
+    epsilon: float | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.nodes[-1]
+
+    def next(self) -> fx.Node | None:
+        return only_user(self.last)
+
+    def take_activation(self) -> None:
+        user = self.next()
+        found = None if user is None else activation_of(user)
+        if user is not None and found is not None and self.post_op == "none":
+            self.nodes.append(user)
+            self.post_op = found
+
+    def take(self, name: str) -> fx.Node | None:
+        """The other operand of a following ``add`` or ``mul`` of two like tensors, which joins the row."""
+        user = self.next()
+        if user is None or name_of(user) != name:
+            return None
+        other = _other_operand(user, self.last)
+        if other is not None:
+            self.nodes.append(user)
+        return other
+
+
+def fuse(graph: fx.Graph, product: torch.dtype) -> int:
+    """Rewrite in place; ``product`` is what float32 weights are multiplied in. Returns the number of operators."""
+    made = 0
+    for node in list(graph.nodes):
+        if node._erased:
+            continue
+        found = _MAKERS.get(name_of(node)) if node.op in ("call_function", "call_method") else None
+        if found is not None and not isinstance(node.target, Operator):
+            made += found(graph, node, product)
+    graph.eliminate_dead_code()
+    return made
+
+
+def activation_of(node: fx.Node) -> str | None:
+    """The post-op that a node is, if it is one."""
+    name = name_of(node)
+    if name in _ACTIVATIONS:
+        return name
+    given = arguments(node)
+    if given is None:
+        return None
+    if name == "gelu":
+        return "gelu_tanh" if given.get("approximate", "none") == "tanh" else "gelu_erf"
+    if name == "hardtanh" and (given.get("min_val", -1.0), given.get("max_val", 1.0)) == (0.0, 6.0):
+        return "relu6"
+    return None
+
+
+def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or not _are_given(given["weight"], given.get("bias")) or not _computes(node, given["input"]):
+        return 0
+    if tensor(given["weight"]).dim() != 2 or tensor(given["input"]).dim() < 1:  # type: ignore[union-attr]
+        return 0
+    row = Row([node])
+    row.take_activation()
+    row.multiplier = row.take("mul")
+    row.residual = row.take("add")
+    operator = Linear(_product_for(node, product), _dtype(row.last), row.post_op)
+    inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"))
+    return _replace(graph, row.nodes, operator, inputs)
+
+
+def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or not _are_given(given["weight"], given.get("bias")) or not _computes(node, given["input"]):
+        return 0
+    geometry = _geometry(given)
+    if geometry is None:
+        return 0
+    row = Row([node])
+    _take_norm(row)
+    row.residual = row.take("add")
+    row.take_activation()
+    operator = Convolution(_product_for(node, product), _dtype(row.last), geometry, row.post_op, row.epsilon)
+    inputs = (given["input"], row.residual, given["weight"], given.get("bias"), *row.norm)
+    return _replace(graph, row.nodes, operator, inputs)
+
+
+def _geometry(given: dict[str, Any]) -> Geometry | None:
+    """The numbers, where they are plain ones and the image has four axes of known size."""
+    image = tensor(given["input"])
+    assert image is not None
+    if image.dim() != 4 or isinstance(given.get("padding"), str):
+        return None
+
+    def pair(name: str, default: int) -> tuple[int, int]:
+        number = given.get(name, default)
+        return (number, number) if isinstance(number, int) else tuple(number) if len(number) == 2 else (number[0], number[0])
+
+    size = tuple(length if isinstance(length, int) else length.node.hint for length in image.shape)
+    return Geometry(pair("stride", 1), pair("padding", 0), pair("dilation", 1), given.get("groups", 1), size)
+
+
+def _take_norm(row: Row) -> None:
+    user = row.next()
+    if user is None or user.target is not F.batch_norm:
+        return
+    given = arguments(user)
+    if given is None or given.get("training", False) is not False or given["input"] is not row.last:
+        return
+    norm = [given.get("weight"), given.get("bias"), given.get("running_mean"), given.get("running_var")]
+    epsilon = given.get("eps", 1e-5)
+    if norm[2] is not None and norm[3] is not None and _are_given(*norm) and isinstance(epsilon, float):
+        row.nodes.append(user)
+        row.norm, row.epsilon = norm, epsilon
+
+
+def _fuse_layer_norm(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or not _computes(node, given["input"]) or len(given["normalized_shape"]) != 1:
+        return 0
+    weight, bias = given.get("weight"), given.get("bias")
+    if not _are_given(weight, bias):
+        return 0
+    return _replace(graph, [node], LayerNorm(_dtype(node), given.get("eps", 1e-5)), (given["input"], weight, bias))
+
+
+def _fuse_attention(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or given.get("dropout_p", 0.0) or not _computes(node, *(given[name] for name in ("query", "key", "value"))):
+        return 0
+    query, mask, causal = tensor(given["query"]), given.get("attn_mask"), given.get("is_causal", False)
+    assert query is not None
+    if any(tensor(given[name]).dim() != 4 for name in ("query", "key", "value")):  # type: ignore[union-attr]
+        return 0
+    scale = given.get("scale")
+    if not isinstance(scale, float | None) or not isinstance(causal, bool) or (mask is not None and causal):
+        return 0
+    hidden = tensor(mask)
+    if mask is not None and (hidden is None or hidden.dtype not in (torch.bool, *DTYPES)):
+        return 0
+    if hidden is not None and hidden.dtype is torch.bool:
+        mask = _mask_or_none(graph, mask)
+    operator = Attention(_product_for(node, product), _dtype(node), causal=causal, scale=scale)
+    return _replace(graph, [node], operator, (given["query"], given["key"], given["value"], mask))
+
+
+def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
+    """One question for all layers that share a mask."""
+    for user in mask.users:
+        if user.target is mask_that_hides:
+            return user
+    with graph.inserting_after(mask):
+        asked = graph.call_function(mask_that_hides, (mask,))
+    asked.meta = dict(mask.meta)
+    return asked
+
+
+def _replace(graph: fx.Graph, nodes: list[fx.Node], operator: Operator, inputs: tuple[Any, ...]) -> int:
+    last = nodes[-1]
+    with graph.inserting_before(last):
+        fused = graph.call_function(operator, inputs)
+    fused.meta = dict(last.meta)
+    last.replace_all_uses_with(fused)
+    for node in reversed(nodes):
+        graph.erase_node(node)
+    return 1
+
+
+def _other_operand(node: fx.Node, known: fx.Node) -> fx.Node | None:
+    """Of an add or mul of ``known`` and a tensor of the same shape and dtype, the latter."""
+    given = arguments(node)
+    if given is None or given.get("alpha", 1) != 1 or set(given) - {"input", "other", "alpha"}:
+        return None
+    other = given["other"] if given["input"] is known else given["input"]
+    have, want = tensor(other), tensor(node)
+    if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+        return None
+    return other if isinstance(other, fx.Node) else None
+
+
+def _are_given(*weights: Any) -> bool:
+    """Whether each is a parameter or buffer of the model, or None: what can be packed once."""
+    return all(
+        weight is None
+        or (isinstance(weight, fx.Node) and weight.op in ("placeholder", "get_attr") and tensor(weight) is not None)
+        for weight in weights
+    )
+
+
+def _computes(node: fx.Node, *inputs: Any) -> bool:
+    """Whether inputs and result are of one dtype that we have kernels for."""
+    made = tensor(node)
+    return made is not None and made.dtype in DTYPES and all(
+        (found := tensor(value)) is not None and found.dtype == made.dtype for value in inputs
+    )
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    made = tensor(node)
+    assert made is not None
+    return made.dtype
+
+
+def _product_for(node: fx.Node, product: torch.dtype) -> torch.dtype:
+    """bfloat16 models multiply in bfloat16, whatever was asked for."""
+    return torch.bfloat16 if _dtype(node) == torch.bfloat16 else product
+
+
+_MAKERS = {
+    "linear": _fuse_linear,
+    "conv2d": _fuse_convolution,
+    "layer_norm": _fuse_layer_norm,
+    "scaled_dot_product_attention": _fuse_attention,
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a captured graph to one of our operators: the passes in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.fuse import fuse
+from slipstream.optimize.graph.mutation import make_pure
+from slipstream.optimize.graph.operators.operator import WeightOperator
+from slipstream.optimize.graph.precision import keep_bfloat16
+from slipstream.optimize.graph.results import restore_layouts
+from slipstream.optimize.graph.simplify import simplify
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """``reference`` is the script's own arithmetic without in-place operations, ``fast`` ours; both are pure."""
+
+    reference: fx.GraphModule
+    fast: fx.GraphModule
+    operators: int
+
+
+def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lowered:
+    """Lower a graph and pack its weights. Raises CaptureRefused where it is impure, or nothing in it is ours."""
+    pure = _copy(captured.graph)
+    make_pure(pure)
+    reference = fx.GraphModule(captured, pure)
+    graph = _copy(pure)
+    simplify(graph)
+    operators = fuse(graph, dtype)
+    if not operators:
+        raise CaptureRefused("no operation in it is faster here")
+    if dtype is torch.bfloat16:
+        keep_bfloat16(graph)
+    restore_layouts(graph)
+    graph.lint()
+    fast = fx.GraphModule(captured, graph)
+    _pack(graph, inputs)
+    return Lowered(reference, fast, operators)
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    result = new.graph_copy(graph, values)
+    new.output(result)
+    return new
+
+
+def _pack(graph: fx.Graph, inputs: list[Any]) -> None:
+    """Pack now, off the way of any call; operators that must not pack do without."""
+    given = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs, strict=True))
+    for node in graph.nodes:
+        if isinstance(node.target, WeightOperator):
+            first = 3 if node.target.kind == "linear" else 2
+            node.target.content(tuple(given.get(weight) for weight in node.args[first:]))

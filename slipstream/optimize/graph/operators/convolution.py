@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""y = act(norm(conv(x)) + residual), channels last inside: each shape on the kernel that is best for it.
+
+1 × 1 is a linear over pixels; one channel a group has a vector kernel; the rest is torch's oneDNN with weights in the order
+that it wants for just this image size (without the size it picks formats that cost up to five times as much).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from slipstream.kernels import linear as linear_kernel
+from slipstream.kernels import transpose
+from slipstream.kernels.post_op import apply_post_op
+from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
+
+_ops = torch.ops.mkldnn
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    size: tuple[int, ...]
+
+
+class Convolution(WeightOperator):
+    """Takes x, residual, weight, bias, and with ``epsilon`` the batch norm's weight, bias, mean, variance."""
+
+    kind = "convolution"
+
+    def __init__(
+        self, product: torch.dtype, out: torch.dtype, geometry: Geometry, post_op: str, epsilon: float | None
+    ) -> None:
+        super().__init__(product, out)
+        self.geometry = geometry
+        self.post_op = post_op
+        self.epsilon = epsilon
+
+    def pack_kind(self, tensors: Tensors) -> Hashable:
+        norm = None if self.epsilon is None else (self.epsilon, *(id(tensor) for tensor in tensors[2:]))
+        return ("channels last", self.geometry, self.product, norm, tensors[1] is None)
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        return tensors
+
+    def make(self, tensors: Tensors) -> tuple[Any, int]:
+        weight, bias, *norm = tensors
+        assert weight is not None
+        if self.epsilon is not None:
+            weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
+        weight = weight.detach().to(self.product)
+        size = weight.numel() * weight.element_size()
+        how = way_for(weight, self.geometry, self.product)
+        return (how(weight, bias, self), size), size
+
+    def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
+        content = self.content(tensors)
+        if content is None:
+            return self.plain(x, residual, *tensors)
+        image = transpose.to_channels_last(x, self.product)
+        if residual is not None:
+            residual = transpose.to_channels_last(residual, residual.dtype)
+        result: torch.Tensor = content[0](image, residual)
+        return result
+
+    def plain(self, x: Any, residual: Any, weight: Any, bias: Any, *norm: Any) -> torch.Tensor:
+        """The same from torch's functions, in float32, on weights that cannot be packed."""
+        g = self.geometry
+        shift = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), shift, g.stride, g.padding, g.dilation, g.groups)
+        if self.epsilon is not None:
+            gamma, beta, mean, variance = norm
+            y = F.batch_norm(y, mean, variance, gamma, beta, False, 0.0, self.epsilon)
+        if residual is not None:
+            y = y + residual
+        return apply_post_op(y, self.post_op).to(self.out)
+
+
+class Pointwise:
+    """1 × 1 over channels-last pixels: their rows times the weight."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        self.packed = linear_kernel.pack(weight.flatten(1), dtype=owner.product)
+        self.bias = None if bias is None else bias.detach().clone()
+        self.stride = owner.geometry.stride
+        self.post_op, self.out = owner.post_op, owner.out
+
+    def __call__(self, image: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if self.stride != (1, 1):
+            image = image[:, :, :: self.stride[0], :: self.stride[1]]
+        y = linear_kernel.linear(
+            image.permute(0, 2, 3, 1),
+            self.packed,
+            self.bias,
+            post_op=self.post_op,
+            residual=None if residual is None else residual.permute(0, 2, 3, 1),
+            residual_first=True,
+            out_dtype=self.out,
+        )
+        return y.permute(0, 3, 1, 2)
+
+
+class OneDnn:
+    """torch's own convolution on weights in oneDNN's order; sums of residual and activation inside where it has them."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        g = owner.geometry
+        self.numbers = (list(g.padding), list(g.stride), list(g.dilation), g.groups)
+        self.packed = _ops._reorder_convolution_weight(weight, *self.numbers, list(g.size))
+        self.bias = None if bias is None else bias.detach().to(owner.product, copy=True)
+        self.form = BY_POST_OP[owner.post_op]
+        self.post_op, self.out = owner.post_op, owner.out
+
+    def __call__(self, image: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        form = self.form
+        if residual is None:
+            tail = (form.attribute, list(form.scalars), form.algorithm)
+            y = _ops._convolution_pointwise(image, self.packed, self.bias, *self.numbers, *tail)
+            return y if y.dtype == self.out else y.to(self.out)
+        fused = form.attribute if form.attribute == "relu" else None
+        y = _ops._convolution_pointwise.binary(
+            image, residual.to(image.dtype), self.packed, self.bias, *self.numbers, "add", 1.0, fused, [], None
+        )
+        if fused is None:
+            y = apply_post_op(y, self.post_op)
+        return y if y.dtype == self.out else y.to(self.out)
+
+
+def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> Any:
+    """The class that answers best for this weight [out, in / groups, kh, kw]."""
+    if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
+        return Pointwise
+    return OneDnn

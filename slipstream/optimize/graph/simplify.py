@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drops what computes nothing: dropout in inference, casts to the dtype that is there, copies into another layout.
+
+Layouts of intermediates are ours to choose; `results` gives outputs the strides that the script expects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.nodes import arguments, name_of, tensor
+
+_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+_CASTS = {"to", "float", "type_as", "type", "contiguous"}
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Rewrite in place. Raises CaptureRefused where the graph drops out at random or depends on strides."""
+    for node in list(graph.nodes):
+        name = name_of(node)
+        if name in ("as_strided", "stride", "data_ptr", "storage_offset", "untyped_storage", "set_"):
+            raise CaptureRefused(f"it asks for memory layout: {name}")
+        if name in _DROPOUTS:
+            given: dict[str, Any] = arguments(node) or {}
+            if given.get("training", True) is not False and given.get("p", 0.5) != 0:
+                raise CaptureRefused("dropout is active")
+            _pass_on(graph, node, given.get("input"))
+        elif name in _CASTS and node.op == "call_method":
+            _simplify_cast(graph, node)
+        elif name == "view" and node.op == "call_method" and not _is_bit_cast(node):
+            node.target = "reshape"  # a view of ours may lie in another layout than the script's
+    graph.eliminate_dead_code()
+
+
+def _is_bit_cast(node: fx.Node) -> bool:
+    return any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values()))
+
+
+def _simplify_cast(graph: fx.Graph, node: fx.Node) -> None:
+    source, made = tensor(node.args[0]), tensor(node)
+    if source is None or made is None:
+        return
+    if made.dtype == source.dtype:
+        if made.device == source.device and not node.kwargs.get("copy"):
+            _pass_on(graph, node, node.args[0])
+    elif name_of(node) in ("type_as", "to", "float"):  # by now the dtype is known, and a tensor to take it from may have another
+        node.target, node.args, node.kwargs = "to", (node.args[0], made.dtype), {}
+
+
+def _pass_on(graph: fx.Graph, node: fx.Node, source: Any) -> None:
+    assert isinstance(source, fx.Node), "the first argument of these is a tensor"
+    node.replace_all_uses_with(source)
+    graph.erase_node(node)
