@@ -21,6 +21,7 @@ from slipstream import decision
 from slipstream.kernels import native
 from slipstream.optimize import dynamo, gates, guards, names, packs
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
+from slipstream.optimize.graph import tier
 from slipstream.optimize.options import Options, compute_dtype, forget_what_was_said, say_once, set_up
 from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
@@ -77,7 +78,9 @@ def install(settings: Any) -> None:
     if settings.decides_only or settings.at_once:
         set_up.allowance.share = math.inf
     guards.speed.trusting = settings.at_once
-    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only)
+    piecewise = settings.low_memory or settings.decides_only or settings.at_once  # a graph would answer for its pieces
+    graph = settings.graph_mode and not piecewise
+    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, graph)
     _everywhere[:] = [options]
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())
@@ -94,6 +97,7 @@ def uninstall() -> None:
     packs.drop_all()
     guards.speed.clear()
     let_all_go()
+    tier.let_go()
     forget_what_was_said()
     _pieces.clear()
 
@@ -141,8 +145,10 @@ def _meet(module: nn.Module) -> Any:
         return None
     try:
         with set_up.timed():
+            root = names.outermost(module)
             name = names.of(module)
             piece = adopt(module, name, _everywhere[0]) if names.are_wanted(name) else None
+            tier.notice(root, names.of(root), _everywhere[0], _pieces.get(id(root)))
     except Exception as error:  # noqa: BLE001 - a failure of ours: the module is left alone and the report says so
         decision.log.note(f"{type(module).__name__}: meet", False, f"slipstream failed: {error!r}")
         piece = None

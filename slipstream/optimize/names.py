@@ -29,7 +29,7 @@ _nameless: Counter[str] = Counter()
 
 def of(module: nn.Module) -> str:
     """The module's path below the outermost module of this call, or its class and a number."""
-    root = _outermost(module)
+    root = outermost(module)
     known = _paths.get(id(root))
     if known is None or known[0]() is not root or id(module) not in known[2]:
         known = _index(root, None if known is None or known[0]() is not root else known[1])
@@ -61,7 +61,8 @@ def _read_patterns(patterns: str) -> tuple[frozenset[str], tuple[re.Pattern[str]
     return whole, tuple(re.compile(fnmatch.translate(text)) for text in texts if text not in whole)
 
 
-def _outermost(module: nn.Module) -> nn.Module:
+def outermost(module: nn.Module) -> nn.Module:
+    """The outermost module that is being called on this thread; ``module`` where none is."""
     outermost = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

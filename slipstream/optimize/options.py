@@ -34,11 +34,12 @@ def fair(spent: tuple[float, float]) -> float:
 @dataclass(frozen=True)
 class Options:
     """``dtype``: float32 weights are packed in it. ``low_memory``: one copy of a weight in memory.
-    ``decides_only``: plan, pack and check, and let the original answer."""
+    ``decides_only``: plan, pack and check, and let the original answer. ``graph``: with the graph tier."""
 
     dtype: torch.dtype = torch.float32
     low_memory: bool = False
     decides_only: bool = False
+    graph: bool = False
 
 
 def compute_dtype(settings: Any) -> torch.dtype:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A module's forward as one graph, with the guards that say for which calls it holds. Nothing of it is executed.
 
-Dynamo reads the bytecode of the method on fake tensors (`torch._dynamo.convert_frame.fullgraph_capture`, which export
-and ahead-of-time compilation use); no code cache and no frame hook is touched, so a script's own `torch.compile` does not notice.
+Dynamo reads the bytecode of the method on fake tensors (`torch._dynamo.convert_frame.fullgraph_capture`, which export and
+ahead-of-time compilation use); no code cache and no frame hook is touched: a script's own `torch.compile` does not notice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class CaptureRefused(Exception):
 class Capture:
     """``graph`` computes what ``forward`` would, wherever ``holds(locals)`` says yes.
 
-    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders: parameters and buffers are the
-    model's own. ``wrap`` makes, of a function with the graph's inputs and outputs, one with the arguments and the result of forward.
+    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders: parameters and buffers are
+    the model's own. ``wrap`` makes, of a function with the graph's inputs and outputs, one with forward's arguments and result.
     """
 
     graph: fx.GraphModule
@@ -80,7 +80,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     try:
         with (
             convert_frame.compile_lock,
-            torch._dynamo.config.patch(allow_rnn=recurrent),
+            torch._dynamo.config.patch(allow_rnn=recurrent, skip_nnmodule_hook_guards=False),
             get_metrics_context(),
             dynamo_timed("fullgraph_capture"),
             set_enable_dynamic(dynamic),
@@ -91,7 +91,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
             guards = captured.graph_capture_output.build_guards(function.__code__)
     except CaptureRefused:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
         raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
     finally:
         quiet.setLevel(level)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces rows of operations by one operator each: conv + norm + residual + activation, linear + activation + product + sum, norm.
+"""Replaces rows of operations by one operator each: conv, norm, residual, activation; linear, activation, product, sum; norms.
 
-A row ends where its value has another reader. The operator stands where the row's last operation stood, when all that it reads is
-there.
+A row ends where its value has another reader. The operator stands where the row's last operation stood, when all that it
+reads is there.
 """
 
 from __future__ import annotations
@@ -156,27 +156,31 @@ def _fuse_layer_norm(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     weight, bias = given.get("weight"), given.get("bias")
     if not _are_given(weight, bias):
         return 0
-    return _replace(graph, [node], LayerNorm(_dtype(node), given.get("eps", 1e-5)), (given["input"], weight, bias))
+    nodes, source, residual = [node], given["input"], None
+    if name_of(source) == "add" and only_user(source) is node:
+        terms = _terms(source)
+        if terms is not None:
+            nodes, source, residual = [source, node], *terms
+    return _replace(graph, nodes, LayerNorm(_dtype(node), given.get("eps", 1e-5)), (source, residual, weight, bias))
 
 
 def _fuse_attention(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     given = arguments(node)
-    if given is None or given.get("dropout_p", 0.0) or not _computes(node, *(given[name] for name in ("query", "key", "value"))):
+    if given is None or given.get("dropout_p", 0.0):
         return 0
-    query, mask, causal = tensor(given["query"]), given.get("attn_mask"), given.get("is_causal", False)
-    assert query is not None
-    if any(tensor(given[name]).dim() != 4 for name in ("query", "key", "value")):  # type: ignore[union-attr]
+    inputs = given["query"], given["key"], given["value"]
+    if not _computes(node, *inputs) or any(tensor(value).dim() != 4 for value in inputs):  # type: ignore[union-attr]
         return 0
-    scale = given.get("scale")
+    mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
     if not isinstance(scale, float | None) or not isinstance(causal, bool) or (mask is not None and causal):
         return 0
     hidden = tensor(mask)
     if mask is not None and (hidden is None or hidden.dtype not in (torch.bool, *DTYPES)):
         return 0
-    if hidden is not None and hidden.dtype is torch.bool:
+    if isinstance(mask, fx.Node) and hidden is not None and hidden.dtype is torch.bool:
         mask = _mask_or_none(graph, mask)
     operator = Attention(_product_for(node, product), _dtype(node), causal=causal, scale=scale)
-    return _replace(graph, [node], operator, (given["query"], given["key"], given["value"], mask))
+    return _replace(graph, [node], operator, (*inputs, mask))
 
 
 def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
@@ -201,16 +205,23 @@ def _replace(graph: fx.Graph, nodes: list[fx.Node], operator: Operator, inputs: 
     return 1
 
 
-def _other_operand(node: fx.Node, known: fx.Node) -> fx.Node | None:
-    """Of an add or mul of ``known`` and a tensor of the same shape and dtype, the latter."""
+def _terms(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The operands of an add or mul, where both are tensors of the result's shape and dtype."""
     given = arguments(node)
     if given is None or given.get("alpha", 1) != 1 or set(given) - {"input", "other", "alpha"}:
         return None
-    other = given["other"] if given["input"] is known else given["input"]
-    have, want = tensor(other), tensor(node)
-    if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
-        return None
-    return other if isinstance(other, fx.Node) else None
+    want = tensor(node)
+    for operand in (given["input"], given["other"]):
+        have = tensor(operand)
+        if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+            return None
+    return given["input"], given["other"]
+
+
+def _other_operand(node: fx.Node, known: fx.Node) -> fx.Node | None:
+    """Of an add or mul of ``known`` and a like tensor, the latter."""
+    terms = _terms(node)
+    return None if terms is None else terms[1] if terms[0] is known else terms[0]
 
 
 def _are_given(*weights: Any) -> bool:

@@ -14,7 +14,7 @@ from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.operator import WeightOperator
 from slipstream.optimize.graph.precision import keep_bfloat16
-from slipstream.optimize.graph.results import restore_layouts
+from slipstream.optimize.graph.results import restore
 from slipstream.optimize.graph.simplify import simplify
 
 
@@ -37,9 +37,8 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     operators = fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
-    if dtype is torch.bfloat16:
-        keep_bfloat16(graph)
-    restore_layouts(graph)
+    low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
+    restore(graph, low)
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """In-place operations become ones that return something new, or the graph is refused.
 
-`x += y` on a fresh intermediate that nothing else looks at is the same as `x = x + y`. What writes into an input, a parameter, a
-view that is still looked at through its base, or into part of a tensor is left to the script itself.
+`x += y` on a fresh intermediate that nothing else looks at is the same as `x = x + y`. What writes into an input, a
+parameter, a view that is still looked at through its base, or into part of a tensor is left to the script itself.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ _METHODS = {
 
 _FRESH = frozenset(
     {
-        "linear", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "rms_norm", "group_norm", "add", "sub", "mul", "div",
-        "gelu", "relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "softmax", "matmul", "bmm",
+        "linear", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "rms_norm", "group_norm", "add", "sub", "mul",
+        "div", "gelu", "relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "softmax", "matmul",
         "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "embedding", "cat", "stack", "mean", "sum", "interpolate", "exp",
-        "sqrt", "rsqrt", "pow", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
-        "arange", "where", "masked_fill", "scaled_dot_product_attention", "conv_transpose2d", "clone", "neg", "abs", "mish",
+        "sqrt", "rsqrt", "pow", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
+        "new_full", "arange", "where", "masked_fill", "scaled_dot_product_attention", "conv_transpose2d", "clone", "neg", "abs",
+        "mish", "bmm",
     }
 )  # fmt: skip
 """Operations whose result is memory of its own; of any other the result is taken to be a view of the first argument."""
@@ -108,7 +109,7 @@ def _take_over(graph: fx.Graph, node: fx.Node) -> None:
         return  # numbers and sizes are never changed in place
     order = {other: number for number, other in enumerate(graph.nodes)}
     root = _memory_of(target)
-    if root.op != "call_function" and root.op != "call_method":
+    if root.op not in {"call_function", "call_method"}:
         raise CaptureRefused(f"{name_of(node)} changes an input or a parameter in place")
     for other in graph.nodes:
         if other is target or other is node or other.op == "output" or _memory_of(other) is not root:

@@ -2,13 +2,11 @@
 """Keeps bfloat16 between operations where the script computes in float32 and asked for bfloat16.
 
 Our operators read either dtype and round nothing that stays in float32. Elementwise operations, moves and pools follow their
-inputs, as torch's own promotion has it, so that a sum with a float32 tensor is float32. Whatever else there is (softmax, norms by
-hand, powers, comparisons) gets float32 again. What the script is given is made in float32 to begin with.
+inputs, as torch's own promotion has it, so that a sum with a float32 tensor is float32. Whatever else there is (softmax,
+norms by hand, powers, comparisons) gets float32 again. What the script is given is made in float32 to begin with.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import fx
@@ -42,23 +40,19 @@ PRODUCTS = frozenset({"matmul", "bmm"})
 """Two operands of one dtype."""
 
 
-def keep_bfloat16(graph: fx.Graph) -> int:
-    """Choose dtypes and insert casts, in place; returns how many operators give bfloat16 instead of float32."""
+def keep_bfloat16(graph: fx.Graph) -> set[fx.Node]:
+    """Choose dtypes and insert casts, in place; returns the nodes that are bfloat16 instead of float32 now."""
     low: set[fx.Node] = set()
     wanted: dict[fx.Node, bool] = {}
     for node in reversed(graph.nodes):
         wanted[node] = _is_wanted_low(node, wanted)
-    count = 0
     for node in list(graph.nodes):
-        if node.op in ("placeholder", "get_attr"):
+        if node.op in ("placeholder", "get_attr", "output"):
             continue
-        if node.op == "output":
-            _cast_inputs(graph, node, low, torch.float32)
-        elif isinstance(node.target, Operator):
+        if isinstance(node.target, Operator):
             if is_float32(node) and wanted[node] and not _keeps_float32(node, low):
                 node.target.out = torch.bfloat16
                 low.add(node)
-                count += 1
         elif name_of(node) in VIEWS:
             if node.args and node.args[0] in low:
                 low.add(node)
@@ -70,7 +64,7 @@ def keep_bfloat16(graph: fx.Graph) -> int:
             low.add(node)
         elif name_of(node) not in ASKED:
             _cast_inputs(graph, node, low, torch.float32)
-    return count
+    return low
 
 
 def _is_wanted_low(node: fx.Node, wanted: dict[fx.Node, bool]) -> bool:
@@ -112,8 +106,3 @@ def _cast_inputs(graph: fx.Graph, node: fx.Node, low: set[fx.Node], dtype: torch
                 cast = graph.call_method("to", (source, dtype))
             cast.meta = dict(source.meta)
             node.replace_input_with(source, cast)
-
-
-def casts(graph: fx.Graph) -> list[Any]:
-    """The casts in a graph, for tests and the report."""
-    return [node for node in graph.nodes if node.op == "call_method" and node.target == "to"]

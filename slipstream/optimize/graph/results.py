@@ -1,44 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives each output the strides that the script expects: those that it had in the capture."""
+"""Gives each output the dtype and the strides that the script expects: those that it had in the capture.
+
+An output that is a view shows the strides of what it is a view of; so that tensor is put right, and the view taken anew.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.nodes import tensor
+from slipstream.optimize.graph.nodes import name_of, tensor
+from slipstream.optimize.graph.precision import VIEWS
 from slipstream.optimize.pieces import layouts
 
 
-def restore_layouts(graph: fx.Graph) -> None:
-    """Insert copies, in place, that do something only where a result lies otherwise than expected."""
+def restore(graph: fx.Graph, low: set[fx.Node]) -> None:
+    """Insert casts and copies, in place, that do something only where a result is otherwise; ``low`` are bfloat16 now."""
     output = next(node for node in graph.nodes if node.op == "output")
     for source in output.all_input_nodes:
-        made = tensor(source)
-        if made is None or source.op == "placeholder" or made.dim() == 0:
+        views = _views_above(source)
+        base = views[-1].args[0] if views else source
+        if not isinstance(base, fx.Node) or tensor(base) is None or base.op in ("placeholder", "get_attr"):
             continue
         with graph.inserting_before(output):
-            if made.is_contiguous():
-                right = graph.call_method("contiguous", (source,))
-            elif made.dim() in layouts.CHANNELS_LAST and made.is_contiguous(memory_format=layouts.CHANNELS_LAST[made.dim()]):
-                right = graph.call_method("contiguous", (source,), {"memory_format": layouts.CHANNELS_LAST[made.dim()]})
-            else:
-                right = graph.call_function(as_strided_as, (source, _order(made)))
-        right.meta = dict(source.meta)
+            right = _put_right(graph, base, base in low)
+            for view in reversed(views):
+                first = right
+                right = graph.node_copy(view, lambda node, first=first, old=view.args[0]: first if node is old else node)
         output.replace_input_with(source, right)
+    graph.eliminate_dead_code()
 
 
-def as_strided_as(y: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+def _views_above(node: fx.Node) -> list[fx.Node]:
+    """The node and those above it, as long as they are views."""
+    found = []
+    while name_of(node) in VIEWS and node.args and isinstance(node.args[0], fx.Node):
+        found.append(node)
+        node = node.args[0]
+    return found
+
+
+def _put_right(graph: fx.Graph, base: fx.Node, is_low: bool) -> fx.Node:
+    made = tensor(base)
+    assert made is not None
+    right = graph.call_method("to", (base, torch.float32)) if is_low else base
+    if made.dim() == 0:
+        return right
+    if made.is_contiguous():
+        return graph.call_method("contiguous", (right,))
+    if made.dim() in layouts.CHANNELS_LAST and made.is_contiguous(memory_format=layouts.CHANNELS_LAST[made.dim()]):
+        return graph.call_method("contiguous", (right,), {"memory_format": layouts.CHANNELS_LAST[made.dim()]})
+    return graph.call_function(with_axes_in_order, (right, _order(made)))
+
+
+def with_axes_in_order(y: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     """``y`` with its axes in memory in this order, outermost first; ``y`` itself where they are, also with gaps."""
     permuted = y.permute(order)
-    strides = permuted.stride()
-    if all(first >= second for first, second in zip(strides, strides[1:], strict=False)):
+    if all(first >= second for first, second in itertools.pairwise(permuted.stride())):
         return y
     back = sorted(range(len(order)), key=order.__getitem__)
     return permuted.contiguous().permute(back)
 
 
-as_strided_as.__module__ = "slipstream"
+with_axes_in_order.__module__ = "slipstream"
 
 
 def _order(made: torch.Tensor) -> tuple[int, ...]:

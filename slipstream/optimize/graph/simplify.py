@@ -47,7 +47,7 @@ def _simplify_cast(graph: fx.Graph, node: fx.Node) -> None:
     if made.dtype == source.dtype:
         if made.device == source.device and not node.kwargs.get("copy"):
             _pass_on(graph, node, node.args[0])
-    elif name_of(node) in ("type_as", "to", "float"):  # by now the dtype is known, and a tensor to take it from may have another
+    elif name_of(node) in ("type_as", "to", "float"):  # a tensor to take the dtype from may have another by now
         node.target, node.args, node.kwargs = "to", (node.args[0], made.dtype), {}
 
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer norm of rows: input and output each float32 or bfloat16, sums in float32."""
+"""Layer norm of rows, or of a sum of two: each tensor float32 or bfloat16, sums in float32."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from slipstream.kernels import norm as kernel
 from slipstream.optimize.graph.operators.operator import Operator
 
 
 class LayerNorm(Operator):
-    """Takes x [..., C], weight [C], bias [C]; weight and bias may be None."""
+    """Takes x [..., C], residual (or None), weight [C], bias [C]; weight and bias may be None."""
 
     kind = "layer_norm"
 
@@ -20,5 +20,5 @@ class LayerNorm(Operator):
         super().__init__(torch.float32, out)
         self.eps = eps
 
-    def __call__(self, x: Any, weight: Any, bias: Any) -> torch.Tensor:
-        return F.layer_norm(x, (x.shape[-1],), weight, bias, self.eps).to(self.out)
+    def __call__(self, x: Any, residual: Any, weight: Any, bias: Any) -> torch.Tensor:
+        return kernel.layer_norm(x, weight, bias, self.eps, residual=residual, out_dtype=self.out)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread beside the script that captures, one model after another, and ends with the process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from slipstream.errors import SlipstreamError
+from slipstream.runtime import openmp
+
+SWITCH_S = 1e-4
+"""How long the thread may hold Python's lock while the script wants it. Python's own 5 ms, waited for after each of a model's
+hundreds of operations, would stop the script for as long as the capture lasts."""
+
+_lock = threading.Lock()
+_running: list[threading.Thread] = []
+_ending: list[bool] = []
+
+
+class Ended(BaseException):
+    """Raised inside the thread when the process ends."""
+
+
+def start(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread; works started meanwhile wait for their turn."""
+    if not _ending:
+        thread = threading.Thread(target=_run, args=(work,), name="slipstream-capture", daemon=True)
+        with _lock:
+            _running.append(thread)
+        thread.start()
+
+
+def wait() -> None:
+    """Until nothing is running: for tests, and for whoever would rather wait now."""
+    while _running:
+        _running[0].join()
+
+
+_turn = threading.Lock()
+
+
+def _run(work: Callable[[], None]) -> None:
+    try:
+        with _turn, _fine_switching():
+            if not _ending:
+                work()
+    except Ended:
+        pass
+    finally:
+        with _lock:
+            _running.remove(threading.current_thread())
+
+
+@contextlib.contextmanager
+def _fine_switching() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(SWITCH_S, before))
+    ours = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        if sys.getswitchinterval() == ours:  # else the script has set one of its own
+            sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Parallel loops of this thread run on it alone: a second team would take the cores from the script's own."""
+    try:
+        runtime = openmp.of_torch()
+    except SlipstreamError:
+        yield
+        return
+    before = runtime.set_threads(1)
+    try:
+        yield
+    finally:
+        runtime.set_threads(*before)
+
+
+def _end() -> None:
+    """A thread that runs Python while the interpreter is taken down can crash it: stop it first."""
+    _ending.append(True)
+    for thread in list(_running):
+        while thread.is_alive():
+            if thread.ident is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Ended))
+            thread.join(0.2)
+
+
+atexit.register(_end)

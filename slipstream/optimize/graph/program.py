@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lowered graph that has to prove itself: right on live data before it answers, faster than what it replaces after that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from slipstream.optimize import guards
+from slipstream.optimize.graph.lower import Lowered
+
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest relative error of an output, ‖fast − reference‖ / ‖reference‖, by the dtype that is multiplied in.
+
+Rounding adds up over the layers of a model: a bfloat16 ResNet-50 with random weights is off by 1.7e-2, BERT by 3e-3.
+"""
+
+UNDECIDED_CALLS = 4
+"""Calls whose results are not finite, so that nothing can be compared, before the graph is dropped."""
+
+
+class Program:
+    """Runs a graph: the reference and the fast one the first time, then the fast one. ``broken`` says why no longer."""
+
+    def __init__(self, lowered: Lowered, dtype: torch.dtype) -> None:
+        self.lowered = lowered
+        self.reference: Callable[..., Any] = lowered.reference.forward
+        self.fast: Callable[..., Any] = lowered.fast.forward
+        self.dtype = dtype
+        self.error = 0.0
+        self.broken: str | None = None
+        self.is_right = False
+        self.undecided = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.broken is not None:
+            return self.reference(*inputs)
+        try:
+            if self.is_right:
+                return self.fast(*inputs)
+            return self._prove(inputs)
+        except Exception as error:  # noqa: BLE001 - a failure of ours, or the script's own error, which the reference raises again
+            result = self.reference(*inputs)
+            self.broken = f"slipstream failed: {type(error).__name__}: {error}"
+            return result
+
+    def _prove(self, inputs: tuple[Any, ...]) -> Any:
+        wanted = self.reference(*inputs)
+        with self._lock:
+            if not self.is_right and self.broken is None:
+                self._compare(self.fast(*inputs), wanted)
+        return wanted
+
+    def _compare(self, got: Any, wanted: Any) -> None:
+        errors = [_difference(ours, theirs) for ours, theirs in zip(got, wanted, strict=True)]
+        forms = [reason for reason in errors if isinstance(reason, str)]
+        if forms:
+            self.broken = forms[0]
+        elif None in errors:
+            self.undecided += 1
+            if self.undecided >= UNDECIDED_CALLS:
+                self.broken = "the results are not finite, so that nothing can be compared"
+        else:
+            self.error = max((error for error in errors if isinstance(error, float)), default=0.0)
+            if self.error > LIMITS[self.dtype]:
+                self.broken = f"not accurate enough on live data: relative error {self.error:.1e}"
+            else:
+                self.is_right = True
+
+
+def _difference(got: Any, wanted: Any) -> float | str | None:
+    """The relative error; a text where the form differs; None where nothing can be said."""
+    if not isinstance(wanted, torch.Tensor):
+        return 0.0 if got == wanted else "a number in the result differs"
+    if (got.dtype, got.shape, got.stride()) != (wanted.dtype, wanted.shape, wanted.stride()):
+        return "the result has another dtype, shape or strides"
+    if not wanted.is_floating_point():
+        return float((got != wanted).float().mean()) if wanted.numel() else 0.0
+    return guards.relative_error(got, wanted)
+
+
+class Race:
+    """Two ways of answering the same calls, taken in turn until one is known to be the faster."""
+
+    ROUNDS = 4
+
+    def __init__(self) -> None:
+        self.seconds: tuple[list[float], list[float]] = ([], [])
+
+    def next(self) -> int:
+        """0 for the plain way, 1 for the fast one: whichever was timed less."""
+        return int(len(self.seconds[1]) <= len(self.seconds[0]))
+
+    def time(self, way: int, run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = run()
+        self.seconds[way].append(time.perf_counter() - start)
+        return result
+
+    def speedup(self) -> float | None:
+        """Of the best runs, once each way has had its rounds; None before."""
+        if min(map(len, self.seconds)) < self.ROUNDS:
+            return None
+        return min(self.seconds[0]) / min(self.seconds[1])

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers for the outermost module of a script's calls: plainly at first, from a captured graph once there is one.
+
+While the script goes on, a thread of ours captures, lowers and packs. The next calls take the old way and the new one in
+turn, and the faster one stays. A call for which the guards do not hold takes the old way: every layer has its own piece.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.decision import log
+from slipstream.optimize import gates
+from slipstream.optimize.graph import background
+from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
+from slipstream.optimize.graph.lower import lower
+from slipstream.optimize.graph.program import Program, Race
+from slipstream.optimize.graph.schedule import Schedule
+from slipstream.optimize.options import Options, set_up
+
+_frames = torch._C._dynamo.eval_frame
+
+
+class Way:
+    """A captured graph: for which calls it holds, and whether it is the faster answer for sizes like theirs."""
+
+    def __init__(self, captured: Capture, program: Program) -> None:
+        self.holds = captured.holds
+        self.run = captured.wrap(program)
+        self.program = program
+        self.races: dict[Hashable, Race] = {}
+        self.won: dict[Hashable, bool] = {}
+
+
+class RootCall:
+    """In a module's own call slot. ``inner`` answers where no graph does; by default that is the module itself."""
+
+    def __init__(self, module: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None) -> None:
+        self.module = weakref.ref(module)
+        self.name = name
+        self.options = options
+        self.inner = inner
+        self.ways: tuple[Way, ...] = ()
+        self.schedule = Schedule(sum(1 for part in module.modules() if not part._modules))
+        self.capturing = False
+        function = function_of(module)
+        self.arguments = None if function is None else Arguments(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module()
+        assert module is not None  # it is being called
+        if (
+            _frames.get_eval_frame_callback() is not None  # the script's own torch.compile is at work
+            or self.arguments is None
+            or module.training
+            or torch.is_grad_enabled()
+            or not gates.call_is_plain()
+            or not gates.module_is_plain(module)
+        ):
+            return self._plain(module, args, kwargs)
+        way = self._way_for(module, args, kwargs) if self.ways else None
+        if way is None:
+            return self._watch(module, args, kwargs)
+        sizes = bucket_of(args, kwargs)
+        won = way.won.get(sizes)
+        if won is None:
+            return self._try(way, sizes, module, args, kwargs)
+        return way.run(module, *args, **kwargs) if won else self._plain(module, args, kwargs)
+
+    def _plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (self.inner or module._call_impl)(*args, **kwargs)
+
+    def _way_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
+        assert self.arguments is not None
+        try:
+            values = self.arguments.bind(module, args, kwargs)
+        except TypeError:
+            return None  # the original says what is wrong
+        return next((way for way in self.ways if way.holds(values)), None)
+
+    def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A plain call that is timed, and perhaps the one that sets off a capture."""
+        if self.capturing:
+            return self._plain(module, args, kwargs)
+        start = time.perf_counter()
+        result = self._plain(module, args, kwargs)
+        self.schedule.note(time.perf_counter() - start, shapes_of(args, kwargs))
+        if self.schedule.is_due() and not set_up.is_spent():
+            self._begin(module, args, kwargs)
+        return result
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        varied = self.schedule.is_varied()
+        inference = torch.is_inference_mode_enabled()
+        self.capturing = True
+        self.schedule.begin()
+        likenesses = alike((args, kwargs))
+        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, inference=inference))
+
+    def _capture(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, inference: bool
+    ) -> None:
+        """In a thread of ours. Whatever fails, the old way goes on."""
+        start = time.perf_counter()
+        try:
+            with torch.inference_mode(inference), torch.no_grad():
+                captured = capture(module, args, kwargs, dynamic=dynamic)
+                with background.one_thread():
+                    program = Program(lower(captured.graph, captured.inputs, self.options.dtype), self.options.dtype)
+            self.ways = (Way(captured, program), *self.ways)
+            operators = program.lowered.operators
+            self._note(False, f"captured with {operators} fused operators, being tried", time.perf_counter() - start)
+        except CaptureRefused as error:
+            self._note(False, f"not captured: {error}", time.perf_counter() - start)
+        except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
+            self._note(False, f"slipstream failed: {type(error).__name__}: {error}", time.perf_counter() - start)
+        finally:
+            self.capturing = False
+
+    def _try(
+        self, way: Way, sizes: Hashable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The two ways in turn. The first fast call also runs the reference, and is not timed."""
+        if not way.program.is_right:
+            result = way.run(module, *args, **kwargs)
+            self._drop_if_broken(way)
+            return result
+        race = way.races.setdefault(sizes, Race())
+        which = race.next()
+        if which:
+            result = race.time(1, lambda: way.run(module, *args, **kwargs))
+            self._drop_if_broken(way)
+        else:
+            result = race.time(0, lambda: self._plain(module, args, kwargs))
+        speedup = race.speedup()
+        if speedup is not None and sizes not in way.won:
+            way.won[sizes] = speedup > 1
+            way.races.pop(sizes, None)
+            why = f"{way.program.lowered.operators} fused operators" if speedup > 1 else "the layers one by one are faster here"
+            log.note(f"{self.name}: graph", speedup > 1, why, speedup_x=speedup, error_relative=way.program.error)
+        return result
+
+    def _drop_if_broken(self, way: Way) -> None:
+        if way.program.broken is not None:
+            self.ways = tuple(other for other in self.ways if other is not way)
+            log.note(f"{self.name}: graph", False, way.program.broken, error_relative=way.program.error)
+
+    def _note(self, taken: bool, why: str, seconds: float) -> None:
+        log.note(f"{self.name}: graph", taken, why, setup_s=seconds)
+
+
+# The script's own torch.compile looks at each frame of Python: it is to see the module's behind ours.
+_behind = _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT)
+for _function in (RootCall.__call__, RootCall._plain):
+    _frames.set_code_exec_strategy(_function.__code__, _behind)
+
+
+def shapes_of(*values: Any) -> Hashable:
+    """The shapes of all tensors in arguments, in order."""
+    return tuple(tuple(leaf.shape) for leaf in _tensors(values))
+
+
+def bucket_of(*values: Any) -> Hashable:
+    """What the speed depends on, coarsely: the sizes of the tensors to the next power of two."""
+    return tuple(leaf.numel().bit_length() for leaf in _tensors(values))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [leaf for part in value for leaf in _tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def alike(value: Any, known: dict[int, torch.Tensor] | None = None) -> Any:
+    """The same structure with tensors of the same kind in it, whose values are whatever lies there.
+
+    A capture asks for no value, and holding the script's own tensors would keep their memory.
+    """
+    known = {} if known is None else known
+    if type(value) is torch.Tensor:
+        if id(value) not in known:
+            known[id(value)] = _alike(value)
+        return known[id(value)]
+    if type(value) in (tuple, list):
+        return type(value)(alike(part, known) for part in value)
+    if type(value) is dict:
+        return {key: alike(part, known) for key, part in value.items()}
+    return value
+
+
+def _alike(value: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(value.is_inference()):
+        made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
+    return made.requires_grad_(value.requires_grad) if value.is_leaf and value.requires_grad else made

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small models with what graphs of real ones contain; batch norms have statistics that are not 0 and 1."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Residual(nn.Module):
+    """As in ResNet: convolutions with norms, a shortcut, sums in place, pooling, a linear head."""
+
+    def __init__(self, in_place=True, groups=1):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        self.narrow, self.narrow_norm = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.spread, self.spread_norm = nn.Conv2d(16, 16, 3, 2, 1, groups=groups, bias=False), nn.BatchNorm2d(16)
+        self.widen, self.widen_norm = nn.Conv2d(16, 48, 1, bias=False), nn.BatchNorm2d(48)
+        self.shortcut, self.shortcut_norm = nn.Conv2d(16, 48, 1, stride=2, bias=False), nn.BatchNorm2d(48)
+        self.head = nn.Linear(48, 10)
+        self.in_place = in_place
+        shake(self)
+
+    def forward(self, x):
+        x = F.relu(self.stem_norm(self.stem(x)), inplace=self.in_place)
+        x = F.max_pool2d(x, 3, 2, 1)
+        y = F.relu(self.narrow_norm(self.narrow(x)))
+        y = F.relu6(self.spread_norm(self.spread(y)))
+        y = self.widen_norm(self.widen(y))
+        if self.in_place:
+            y += self.shortcut_norm(self.shortcut(x))
+        else:
+            y = self.shortcut_norm(self.shortcut(x)) + y
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(F.relu(y), 1), 1))
+
+
+class Block(nn.Module):
+    """A transformer's: norm first or last, attention by torch's function, gated or plain feed-forward."""
+
+    def __init__(self, width=64, heads=4, norm_first=False, gated=False):
+        super().__init__()
+        self.heads, self.norm_first, self.gated = heads, norm_first, gated
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.gate = nn.Linear(width, 2 * width)
+        self.drop = nn.Dropout(0.1)
+        shake(self)
+
+    def attend(self, x, mask):
+        batch, length, width = x.shape
+        q, k, v = (
+            part(x).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.drop(self.out(y.transpose(1, 2).contiguous().view(batch, length, width)))
+
+    def feed(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x) if self.gated else F.gelu(self.up(x)))
+
+    def forward(self, x, mask=None):
+        if self.norm_first:
+            x = x + self.attend(self.first(x), mask)
+            return x + self.feed(self.second(x))
+        x = self.first(x + self.attend(x, mask))
+        return self.second(x + self.feed(x))
+
+
+class Encoder(nn.Module):
+    """Tokens to blocks; the answer is a dictionary, of the last states, a pooled first one, and a view of them."""
+
+    def __init__(self, **others):
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 64), nn.Embedding(32, 64)
+        self.blocks = nn.ModuleList(Block(**others) for _ in range(2))
+        self.pooler = nn.Linear(64, 64)
+
+    def forward(self, ids, mask=None):
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        seen = None if mask is None else mask[:, None, None, :].bool().expand(-1, 1, ids.shape[1], -1)
+        for block in self.blocks:
+            x = block(x, seen)
+        return {"last": x, "pooled": torch.tanh(self.pooler(x[:, 0])), "first": x[:, 0]}
+
+
+class ByHand(nn.Module):
+    """Attention and a norm written out: softmax, powers, products of matrices, a scale on a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.weight, self.scale = nn.Parameter(torch.rand(32)), nn.Parameter(torch.rand(32))
+
+    def forward(self, x):
+        y = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        q, k, v = self.qkv((self.weight * y).to(x.dtype)).chunk(3, dim=-1)
+        weights = torch.softmax(q @ k.transpose(-1, -2) / 32**0.5, dim=-1)
+        return x + self.scale * self.out(torch.matmul(weights, v))
+
+
+class Images(nn.Module):
+    """Returns images: one in each memory format that torch gives, and one as a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.norm, self.point = nn.LayerNorm(24), nn.Linear(24, 24)
+        shake(self)
+
+    def forward(self, x):
+        x = F.hardswish(self.first(x))
+        y = self.second(x).permute(0, 2, 3, 1)
+        y = self.point(self.norm(y))
+        return x, y.permute(0, 3, 1, 2) + x, y, torch.cat([x, x], 1)[:, 3:9]
+
+
+def shake(model):
+    """Weights and statistics that no wrong fold survives."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+
+
+CASES = {
+    "residual": lambda: (Residual().eval(), (torch.randn(2, 3, 32, 32),)),
+    "residual, out of place": lambda: (Residual(in_place=False).eval(), (torch.randn(2, 3, 32, 32),)),
+    "residual, grouped": lambda: (Residual(groups=4).eval(), (torch.randn(1, 3, 31, 33),)),
+    "residual, depthwise": lambda: (Residual(groups=16).eval(), (torch.randn(1, 3, 40, 40),)),
+    "residual, channels last": lambda: (
+        Residual().eval(), (torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last),),
+    ),
+    "encoder": lambda: (Encoder().eval(), (torch.randint(0, 50, (2, 17)),)),
+    "encoder, masked": lambda: (Encoder().eval(), (torch.randint(0, 50, (2, 17)), (torch.arange(17) < 11).expand(2, 17))),
+    "encoder, all seen": lambda: (Encoder().eval(), (torch.randint(0, 50, (2, 17)), torch.ones(2, 17))),
+    "encoder, norm first": lambda: (Encoder(norm_first=True).eval(), (torch.randint(0, 50, (3, 9)),)),
+    "encoder, gated": lambda: (Encoder(gated=True, norm_first=True).eval(), (torch.randint(0, 50, (1, 20)),)),
+    "by hand": lambda: (ByHand().eval(), (torch.randn(2, 12, 32),)),
+    "images": lambda: (Images().eval(), (torch.randn(2, 3, 18, 20),)),
+    "sequential": lambda: (
+        nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 8), nn.Tanh()).eval(), (torch.randn(5, 40),),
+    ),
+}  # fmt: skip

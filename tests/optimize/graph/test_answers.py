@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A captured and lowered model answers as the original does: values, dtypes, shapes, strides, structure, aliases."""
+
+import pytest
+import torch
+
+from slipstream.decision import log
+from slipstream.optimize import leaf_tier
+from tests.optimize.graph.conftest import needs_native, settle
+from tests.optimize.graph.models import CASES
+from tests.optimize.judging import LIMIT, error
+
+pytestmark = needs_native
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [leaf for part in (value.values() if isinstance(value, dict) else value) for leaf in tensors(part)]
+
+
+def plain(model, *args):
+    with torch.inference_mode():
+        return model(*args)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_same_answer(at_once, case, dtype):
+    model, args = CASES[case]()
+    wanted = plain(model, *args)
+    at_once(dtype)
+    root = settle(model, *args)
+    (way,) = root.ways
+    assert list(way.won.values()) == [True]
+    before = [argument.clone() for argument in args]
+    with torch.inference_mode():
+        got = model(*args)
+    assert way.program.broken is None
+    assert type(got) is type(wanted)
+    for ours, theirs in zip(tensors(got), tensors(wanted), strict=True):
+        assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+        assert error(ours, theirs) < LIMIT[dtype]
+    for argument, same in zip(args, before, strict=True):
+        assert torch.equal(argument, same)
+
+
+@pytest.mark.parametrize("case", ["residual", "encoder"])
+def test_what_is_fused(at_once, case):
+    at_once("bfloat16")
+    model, args = CASES[case]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
+    if case == "residual":
+        assert names.count("convolution") == 5
+        assert not any("norm" in name or "add" in name or "relu" in name for name in names)
+    else:
+        assert (names.count("linear"), names.count("attention"), names.count("layer_norm")) == (13, 2, 4)
+        assert "gelu" not in names and "dropout" not in names
+
+
+def test_bfloat16_is_kept_between_operators(at_once):
+    at_once("bfloat16")
+    model, args = CASES["residual"]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    outs = [node.target.out for node in graph.nodes if getattr(node.target, "kind", "") == "convolution"]
+    assert outs == [torch.bfloat16] * 5
+    assert not [node for node in graph.nodes if node.op == "call_method" and node.target == "to"]
+
+
+def test_the_report_says_so(at_once):
+    at_once("bfloat16")
+    model, args = CASES["encoder"]()
+    settle(model, *args)
+    (decision,) = [decision for decision in log if decision.what == "Encoder: graph"]
+    assert decision.taken
+    assert decision.reason == "19 fused operators"
+    assert set(decision.figures) == {"speedup_x", "error_relative"}
+
+
+def test_graph_mode_can_be_switched_off(at_once):
+    at_once("bfloat16", graph_mode=False)
+    model, args = CASES["residual"]()
+    assert settle(model, *args) is None
+
+
+def test_undone_without_a_trace(at_once):
+    at_once("bfloat16")
+    model, args = CASES["residual"]()
+    assert settle(model, *args) is not None
+    leaf_tier.uninstall()
+    assert "_compiled_call_impl" not in model.__dict__

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph answers only for calls that it was captured for, sees every change, and leaves no trace in the model."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from slipstream.decision import log
+from slipstream.optimize.graph import background, tier
+from slipstream.optimize.graph.program import Program
+from tests.optimize.graph.conftest import needs_native, settle
+from tests.optimize.graph.models import Encoder, Residual
+from tests.optimize.judging import error
+
+pytestmark = needs_native
+
+
+class Noting(nn.Module):
+    """Notes in Python how many rows came, and branches on an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.rows = None
+
+    def forward(self, x, twice=False, **others):
+        self.rows = x.shape[0]
+        y = self.first(x).relu()
+        return self.second(self.second(y)) if twice else self.second(y)
+
+
+@pytest.fixture
+def ready(at_once):
+    """A model that its graph answers for, its input, and the bare function behind it."""
+    at_once("float32")
+    model, x = Noting().eval(), torch.randn(6, 64)
+    root = settle(model, x)
+    return model, x, root
+
+
+def answers(model, *args, **kwargs):
+    """The model's answer under inference mode, and the original's."""
+    with torch.inference_mode():
+        got = model(*args, **kwargs)
+        wanted = copy.deepcopy(model)._call_impl(*args, **kwargs)
+    return got, wanted
+
+
+def uses(root):
+    """Counts calls of the graph from here on."""
+    seen = []
+    (way,) = root.ways
+    run = way.run
+    way.run = lambda *args, **kwargs: (seen.append(1), run(*args, **kwargs))[1]
+    return seen
+
+
+def test_what_the_scripts_code_does_in_python_is_done(ready):
+    model, x, root = ready
+    seen = uses(root)
+    for _ in range(2):
+        model.rows = None
+        with torch.inference_mode():
+            model(x)
+        assert model.rows == 6
+    assert len(seen) == 2
+
+
+def test_a_model_that_counts_its_calls_counts_right(at_once):
+    class Counting(Noting):
+        def forward(self, x):
+            self.rows = (self.rows or 0) + 1
+            return super().forward(x) if self.rows < 0 else self.first(x)
+
+    at_once("float32")
+    model, x = Counting().eval(), torch.randn(6, 64)
+    settle(model, x)
+    with torch.inference_mode():
+        for _ in range(4):
+            model(x)
+    assert model.rows == 9
+
+
+def test_other_arguments_take_the_old_way(ready):
+    model, x, root = ready
+    seen = uses(root)
+    for args, kwargs in [((x,), {"twice": True}), ((x[:3],), {}), ((x.double().float()[None],), {})]:
+        got, wanted = answers(model, *args, **kwargs)
+        assert error(got, wanted) < 1e-5
+    assert not seen
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"), torch.inference_mode():
+        model()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), torch.inference_mode():
+        model(x[:, :5])
+
+
+def test_grad_mode_training_and_hooks_take_the_old_way(ready):
+    model, x, root = ready
+    seen = uses(root)
+    y = model(x)
+    assert y.requires_grad
+    y.sum().backward()
+    assert model.first.weight.grad is not None
+    with torch.no_grad():
+        model.train()
+        model(x)
+        model.eval()
+    assert not seen
+    handle = model.register_forward_hook(lambda module, args, result: result + 1)
+    with torch.inference_mode():
+        shifted = model(x)
+    handle.remove()
+    got, wanted = answers(model, x)
+    assert error(shifted - 1, wanted) < 1e-5
+    assert len(seen) == 1
+    inner = model.second.register_forward_hook(lambda module, args, result: result * 2)
+    with torch.inference_mode():
+        doubled = model(x)
+    inner.remove()
+    assert error(doubled, 2 * wanted) < 1e-5
+    assert error(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.first.weight.mul_(2),
+        lambda model: model.first.weight.data.mul_(2),
+        lambda model: setattr(model.first.weight, "data", model.first.weight.data * 2),
+        lambda model: setattr(model.first, "weight", nn.Parameter(model.first.weight * 2)),
+        lambda model: model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}),
+        lambda model: model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}, assign=True),
+        lambda model: setattr(model, "first", nn.Linear(64, 64).eval()),
+        lambda model: model.second.bias.add_(1),
+        lambda model: setattr(model.second, "bias", None),
+        lambda model: model.double().float(),
+    ],
+)
+def test_changed_weights_are_seen(ready, change):
+    model, x, _ = ready
+    answers(model, x)
+    with torch.no_grad():
+        change(model)
+    for _ in range(3):
+        got, wanted = answers(model, x)
+        assert error(got, wanted) < 1e-5
+
+
+def test_folded_norms_are_seen_to_change(at_once):
+    at_once("float32")
+    model, x = Residual().eval(), torch.randn(2, 3, 32, 32)
+    settle(model, x)
+    for tensor in (model.spread_norm.running_var, model.widen_norm.running_mean, model.narrow_norm.weight):
+        with torch.no_grad():
+            tensor.add_(0.5)
+        got, wanted = answers(model, x)
+        assert error(got, wanted) < 1e-5
+
+
+def test_the_model_stays_what_it_is(ready):
+    model, x, _ = ready
+    got, _ = answers(model, x)
+    for other in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
+        assert "_compiled_call_impl" not in other.__dict__
+        with torch.inference_mode():
+            assert error(other(x), got) < 1e-5
+    assert set(model.state_dict()) == {"first.weight", "first.bias", "second.weight", "second.bias"}
+    with pytest.deprecated_call():
+        assert torch.jit.script(model.first)(x).shape == (6, 64)
+
+
+def test_own_compile_export_and_trace(ready):
+    model, x, _ = ready
+    wanted, _ = answers(model, x)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert error(compiled(x), wanted) < 1e-5
+        assert error(torch.export.export(model, (x,)).module()(x), wanted) < 1e-5
+        with pytest.deprecated_call():
+            traced = torch.jit.trace(model, (x,), check_trace=False)
+        assert error(traced(x), wanted) < 1e-5
+    outer = nn.Sequential(model, nn.ReLU()).eval()
+    with torch.no_grad():
+        assert error(torch.compile(outer, backend="eager", fullgraph=True)(x), wanted.relu()) < 1e-5
+
+
+def test_sizes_that_vary_get_a_graph_for_all_of_them(at_once):
+    at_once("float32")
+    model = Encoder().eval()
+    inputs = [torch.randint(0, 50, (2, length)) for length in (5, 9, 12, 17)]
+    with torch.inference_mode():
+        for ids in inputs * 2:
+            model(ids)
+            background.wait()
+        settled = tier.root_call(model)
+        assert settled.ways
+        for ids in (*inputs, torch.randint(0, 50, (3, 21))):
+            for _ in range(3):
+                got, wanted = answers(model, ids)
+                assert error(got["last"], wanted["last"]) < 1e-5
+    assert settled.schedule.captures <= 3
+
+
+def test_a_graph_that_is_wrong_never_answers(at_once, monkeypatch):
+    at_once("float32")
+    compare = Program._compare
+    monkeypatch.setattr(Program, "_compare", lambda self, got, wanted: compare(self, [y * 1.01 for y in got], wanted))
+    model, x = Noting().eval(), torch.randn(6, 64)
+    root = settle(model, x)
+    assert not root.ways
+    got, wanted = answers(model, x)
+    assert error(got, wanted) < 1e-5
+    (decision,) = [decision for decision in log if decision.what == "Noting: graph"]
+    assert not decision.taken
+    assert decision.reason.startswith("not accurate enough on live data")
+
+
+def test_a_failing_graph_falls_back_and_says_so(ready):
+    model, x, root = ready
+    wanted, _ = answers(model, x)
+    (way,) = root.ways
+
+    def fail(*inputs):
+        raise RuntimeError("of ours")
+
+    way.program.fast = fail
+    got, _ = answers(model, x)
+    assert error(got, wanted) < 1e-6
+    assert way.program.broken == "slipstream failed: RuntimeError: of ours"
+
+
+def test_models_that_are_no_graph_keep_their_layers(at_once):
+    class Printing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
+
+    at_once("float32")
+    model, x = Printing().eval(), torch.randn(6, 64)
+    root = settle(model, x)
+    assert not root.ways
+    got, wanted = answers(model, x)
+    assert error(got, wanted) < 1e-5
+    (decision,) = [decision for decision in log if decision.what == "Printing: graph"]
+    assert decision.reason.startswith("not captured: ")
+
+
+def test_threads(ready):
+    model = ready[0]
+    inputs = [torch.randn(6, 64) for _ in range(6)]
+    wanted = [answers(model, x)[1] for x in inputs]
+    wrong = []
+
+    def work(index):
+        with torch.inference_mode():
+            for _ in range(40):
+                if error(model(inputs[index]), wanted[index]) > 1e-5:
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+SCRIPT = """
+import torch
+from slipstream.autopatch.settings import Settings
+from slipstream.optimize import leaf_tier
+from slipstream.optimize.graph import background, schedule
+schedule.CALLS, schedule.SMALL_S, schedule.TIMES_AS_LONG = 1, 0.0, 0.0
+leaf_tier.install(Settings())
+model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(60))).eval()
+with torch.inference_mode():
+    for _ in range(3):
+        y = model(torch.randn(64, 256))
+assert background._running, "the capture was over before the script was"
+print(tuple(y.shape))
+"""
+
+
+def test_a_script_that_ends_meanwhile_ends():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(64, 256)\n", "")
