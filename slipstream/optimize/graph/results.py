@@ -27,8 +27,7 @@ def restore(graph: fx.Graph, low: set[fx.Node]) -> None:
         with graph.inserting_before(output):
             right = _put_right(graph, base, base in low)
             for view in reversed(views):
-                first = right
-                right = graph.node_copy(view, lambda node, first=first, old=view.args[0]: first if node is old else node)
+                right = _taken_of(graph, view, right)
         output.replace_input_with(source, right)
     graph.eliminate_dead_code()
 
@@ -40,6 +39,12 @@ def _views_above(node: fx.Node) -> list[fx.Node]:
         found.append(node)
         node = node.args[0]
     return found
+
+
+def _taken_of(graph: fx.Graph, view: fx.Node, base: fx.Node) -> fx.Node:
+    """A copy of a view, of another tensor."""
+    before = view.args[0]
+    return graph.node_copy(view, lambda node: base if node is before else node)
 
 
 def _put_right(graph: fx.Graph, base: fx.Node, is_low: bool) -> fx.Node:

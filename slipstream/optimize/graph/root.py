@@ -155,12 +155,6 @@ class RootCall:
         log.note(f"{self.name}: graph", taken, why, setup_s=seconds)
 
 
-# The script's own torch.compile looks at each frame of Python: it is to see the module's behind ours.
-_behind = _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT)
-for _function in (RootCall.__call__, RootCall._plain):
-    _frames.set_code_exec_strategy(_function.__code__, _behind)
-
-
 def shapes_of(*values: Any) -> Hashable:
     """The shapes of all tensors in arguments, in order."""
     return tuple(tuple(leaf.shape) for leaf in _tensors(values))

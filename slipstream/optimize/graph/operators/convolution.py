@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from slipstream.kernels import depthwise as depthwise_kernel
 from slipstream.kernels import linear as linear_kernel
 from slipstream.kernels import transpose
 from slipstream.kernels.post_op import apply_post_op
@@ -59,19 +60,16 @@ class Convolution(WeightOperator):
         assert weight is not None
         if self.epsilon is not None:
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
-        weight = weight.detach().to(self.product)
-        size = weight.numel() * weight.element_size()
-        how = way_for(weight, self.geometry, self.product)
-        return (how(weight, bias, self), size), size
+        way = way_for(weight, self.geometry)
+        return way(weight.detach(), bias, self), weight.numel() * self.product.itemsize
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
         if content is None:
             return self.plain(x, residual, *tensors)
-        image = transpose.to_channels_last(x, self.product)
         if residual is not None:
             residual = transpose.to_channels_last(residual, residual.dtype)
-        result: torch.Tensor = content[0](image, residual)
+        result: torch.Tensor = content(x, residual)
         return result
 
     def plain(self, x: Any, residual: Any, weight: Any, bias: Any, *norm: Any) -> torch.Tensor:
@@ -91,12 +89,14 @@ class Pointwise:
     """1 × 1 over channels-last pixels: their rows times the weight."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        self.product = owner.product
         self.packed = linear_kernel.pack(weight.flatten(1), dtype=owner.product)
         self.bias = None if bias is None else bias.detach().clone()
         self.stride = owner.geometry.stride
         self.post_op, self.out = owner.post_op, owner.out
 
-    def __call__(self, image: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
         if self.stride != (1, 1):
             image = image[:, :, :: self.stride[0], :: self.stride[1]]
         y = linear_kernel.linear(
@@ -111,18 +111,36 @@ class Pointwise:
         return y.permute(0, 3, 1, 2)
 
 
+class Depthwise:
+    """One channel a group."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        g = owner.geometry
+        self.packed = depthwise_kernel.pack(weight, stride=g.stride, padding=g.padding, dilation=g.dilation)
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
+        return depthwise_kernel.depthwise(
+            image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
+        )
+
+
 class OneDnn:
     """torch's own convolution on weights in oneDNN's order; sums of residual and activation inside where it has them."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         g = owner.geometry
         self.numbers = (list(g.padding), list(g.stride), list(g.dilation), g.groups)
-        self.packed = _ops._reorder_convolution_weight(weight, *self.numbers, list(g.size))
+        self.product = owner.product
+        self.packed = _ops._reorder_convolution_weight(weight.to(owner.product), *self.numbers, list(g.size))
         self.bias = None if bias is None else bias.detach().to(owner.product, copy=True)
         self.form = BY_POST_OP[owner.post_op]
         self.post_op, self.out = owner.post_op, owner.out
 
-    def __call__(self, image: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        image = transpose.to_channels_last(x, self.product)
         form = self.form
         if residual is None:
             tail = (form.attribute, list(form.scalars), form.algorithm)
@@ -137,8 +155,11 @@ class OneDnn:
         return y if y.dtype == self.out else y.to(self.out)
 
 
-def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> Any:
+def way_for(weight: torch.Tensor, geometry: Geometry) -> Any:
     """The class that answers best for this weight [out, in / groups, kh, kw]."""
+    taps = weight.shape[2] * weight.shape[3]
+    if geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS:
+        return Depthwise
     if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
         return Pointwise
     return OneDnn
