@@ -48,6 +48,14 @@ def are_wanted(name: str) -> bool:
     return (only is None or _matches(only, both)) and not (skip is not None and _matches(skip, both))
 
 
+def whole_is_wanted(root: nn.Module, name: str) -> bool:
+    """Whether a graph of this model may answer: it is called ``name``.graph, and contains what is to be skipped as well."""
+    skip = env.read(env.SKIP)
+    if not are_wanted(f"{name}.graph"):
+        return False
+    return skip is None or not any(_matches(skip, (f"{name}.{path}", path)) for path, _ in root.named_modules() if path)
+
+
 def _matches(patterns: str, names: tuple[str, ...]) -> bool:
     whole, compiled = _read_patterns(patterns)
     return any(name in whole or any(pattern.match(name) for pattern in compiled) for name in names)

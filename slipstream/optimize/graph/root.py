@@ -43,7 +43,7 @@ class RootCall:
 
     def __init__(self, module: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None) -> None:
         self.module = weakref.ref(module)
-        self.name = name
+        self.what = f"{name}.graph: whole model"
         self.options = options
         self.inner = inner
         self.ways: tuple[Way, ...] = ()
@@ -143,16 +143,16 @@ class RootCall:
             way.won[sizes] = speedup > 1
             way.races.pop(sizes, None)
             why = f"{way.program.lowered.operators} fused operators" if speedup > 1 else "the layers one by one are faster here"
-            log.note(f"{self.name}: graph", speedup > 1, why, speedup_x=speedup, error_relative=way.program.error)
+            log.note(self.what, speedup > 1, why, speedup_x=speedup, error_relative=way.program.error)
         return result
 
     def _drop_if_broken(self, way: Way) -> None:
         if way.program.broken is not None:
             self.ways = tuple(other for other in self.ways if other is not way)
-            log.note(f"{self.name}: graph", False, way.program.broken, error_relative=way.program.error)
+            log.note(self.what, False, way.program.broken, error_relative=way.program.error)
 
     def _note(self, taken: bool, why: str, seconds: float) -> None:
-        log.note(f"{self.name}: graph", taken, why, setup_s=seconds)
+        log.note(self.what, taken, why, setup_s=seconds)
 
 
 def shapes_of(*values: Any) -> Hashable:

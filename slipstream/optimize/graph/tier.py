@@ -12,6 +12,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.kernels import native
+from slipstream.optimize import names
 from slipstream.optimize.graph.root import RootCall
 from slipstream.optimize.options import Options, say_once
 
@@ -29,6 +30,8 @@ def notice(root: nn.Module, name: str, options: Options, inner: Callable[..., An
         return
     if root.__dict__.get(SLOT) is not None or type(root).__call__ is not nn.Module.__call__:
         return  # compiled by the script itself, or called in a way of its own
+    if not names.whole_is_wanted(root, name):
+        return
     if not native.available():
         say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
         return
@@ -37,7 +40,7 @@ def notice(root: nn.Module, name: str, options: Options, inner: Callable[..., An
         if SLOT not in _passed_over:
             _passed_over.append(SLOT)
     except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same
-        log.note(f"{name}: graph", False, f"slipstream failed: {error!r}")
+        log.note(f"{name}.graph: whole model", False, f"slipstream failed: {error!r}")
         return
     _answering.add(root)
 

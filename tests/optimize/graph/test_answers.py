@@ -72,7 +72,7 @@ def test_the_report_says_so(at_once):
     at_once("bfloat16")
     model, args = CASES["encoder"]()
     settle(model, *args)
-    (decision,) = [decision for decision in log if decision.what == "Encoder: graph"]
+    (decision,) = [decision for decision in log if decision.what == "Encoder.graph: whole model"]
     assert decision.taken
     assert decision.reason == "19 fused operators"
     assert set(decision.figures) == {"speedup_x", "error_relative"}
@@ -82,6 +82,23 @@ def test_graph_mode_can_be_switched_off(at_once):
     at_once("bfloat16", graph_mode=False)
     model, args = CASES["residual"]()
     assert settle(model, *args) is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "graph"),
+    [
+        ("SLIPSTREAM_SKIP", "*.graph", False),
+        ("SLIPSTREAM_SKIP", "stem", False),
+        ("SLIPSTREAM_SKIP", "other.*", True),
+        ("SLIPSTREAM_ONLY", "Residual.graph", True),
+        ("SLIPSTREAM_ONLY", "stem", False),
+    ],
+)
+def test_patterns_of_names(at_once, monkeypatch, variable, value, graph):
+    monkeypatch.setenv(variable, value)
+    at_once("bfloat16")
+    model, args = CASES["residual"]()
+    assert (settle(model, *args) is not None) is graph
 
 
 def test_undone_without_a_trace(at_once):

@@ -216,7 +216,7 @@ def test_a_graph_that_is_wrong_never_answers(at_once, monkeypatch):
     assert not root.ways
     got, wanted = answers(model, x)
     assert error(got, wanted) < 1e-5
-    (decision,) = [decision for decision in log if decision.what == "Noting: graph"]
+    (decision,) = [decision for decision in log if decision.what == "Noting.graph: whole model"]
     assert not decision.taken
     assert decision.reason.startswith("not accurate enough on live data")
 
@@ -250,7 +250,7 @@ def test_models_that_are_no_graph_keep_their_layers(at_once):
     assert not root.ways
     got, wanted = answers(model, x)
     assert error(got, wanted) < 1e-5
-    (decision,) = [decision for decision in log if decision.what == "Printing: graph"]
+    (decision,) = [decision for decision in log if decision.what == "Printing.graph: whole model"]
     assert decision.reason.startswith("not captured: ")
 
 

@@ -17,11 +17,15 @@ import torch.nn.functional as F
 from slipstream.kernels import depthwise as depthwise_kernel
 from slipstream.kernels import linear as linear_kernel
 from slipstream.kernels import transpose
+from slipstream.kernels import winograd as winograd_kernel
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
 from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 
 _ops = torch.ops.mkldnn
+
+WINOGRAD_CHANNELS = 32
+"""Of these or fewer, transforming a tile takes as long as multiplying it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,20 @@ class Depthwise:
         )
 
 
+class Winograd:
+    """3 × 3 of stride 1 with fewer multiplications than it has by definition."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        self.packed = winograd_kernel.pack(weight, dtype=owner.product, padding=owner.geometry.padding)
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.post_op, self.out = owner.post_op, owner.out
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        return winograd_kernel.convolution_3x3(
+            x, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
+        )
+
+
 class OneDnn:
     """torch's own convolution on weights in oneDNN's order; sums of residual and activation inside where it has them."""
 
@@ -155,11 +173,22 @@ class OneDnn:
         return y if y.dtype == self.out else y.to(self.out)
 
 
+def is_for_winograd(weight: torch.Tensor, geometry: Geometry) -> bool:
+    """Enough channels on both sides that the products outweigh the transforms."""
+    return (
+        tuple(weight.shape[2:]) == (3, 3)
+        and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
+        and (geometry.stride, geometry.dilation, geometry.groups) == ((1, 1), (1, 1), 1)
+    )
+
+
 def way_for(weight: torch.Tensor, geometry: Geometry) -> Any:
     """The class that answers best for this weight [out, in / groups, kh, kw]."""
     taps = weight.shape[2] * weight.shape[3]
     if geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS:
         return Depthwise
+    if is_for_winograd(weight, geometry):
+        return Winograd
     if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
         return Pointwise
     return OneDnn

@@ -82,5 +82,5 @@ class WeightOperator(Operator):
             return None
         kind = self.pack_kind(tensors)
         with torch.no_grad():
-            self.pack = packs.find(kind, *sources) or packs.keep(kind, *self.make(tensors), *sources)
+            self.pack = packs.find(kind, *sources) or packs.make(kind, lambda: self.make(tensors), *sources)
         return self.pack
