@@ -61,6 +61,37 @@ class Row:
         return other
 
 
+    def take_scale(self) -> fx.Node | None:
+        """The parameter [N] of a following product with the last axis, which joins the row."""
+        user, made = self.next(), tensor(self.last)
+        given = arguments(user) if user is not None and name_of(user) == "mul" else None
+        if user is None or given is None or made is None:
+            return None
+        other = given["other"] if given["input"] is self.last else given["input"]
+        factor = tensor(other)
+        if factor is None or not _are_given(other) or factor.dtype != made.dtype or factor.shape != made.shape[-1:]:
+            return None
+        self.nodes.append(user)
+        return other if isinstance(other, fx.Node) else None
+
+    def take_permuted_sum(self, graph: fx.Graph) -> tuple[int, ...] | None:
+        """A permutation and the sum behind it, by adding what is permuted back; returns the permutation."""
+        moved = self.next()
+        order = () if moved is None or name_of(moved) != "permute" else _order_of(moved)
+        added = only_user(moved) if moved is not None and order else None
+        if moved is None or added is None or name_of(added) != "add":
+            return None
+        other = _other_operand(added, moved)
+        if other is None:
+            return None
+        with graph.inserting_before(added):
+            back = graph.call_method("permute", (other, *sorted(range(len(order)), key=order.__getitem__)))
+        back.meta = dict(self.last.meta)
+        self.residual = back
+        self.nodes += [moved, added]
+        return order
+
+
 def fuse(graph: fx.Graph, product: torch.dtype) -> int:
     """Rewrite in place; ``product`` is what float32 weights are multiplied in. Returns the number of operators."""
     made = 0
@@ -96,12 +127,15 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     if tensor(given["weight"]).dim() != 2 or tensor(given["input"]).dim() < 1:  # type: ignore[union-attr]
         return 0
     row = Row([node])
-    row.take_activation()
-    row.multiplier = row.take("mul")
+    scale = row.take_scale()
+    if scale is None:
+        row.take_activation()
+        row.multiplier = row.take("mul")
     row.residual = row.take("add")
+    order = None if row.residual is not None else row.take_permuted_sum(graph)
     operator = Linear(_product_for(node, product), _dtype(row.last), row.post_op)
-    inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"))
-    return _replace(graph, row.nodes, operator, inputs)
+    inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
+    return _replace(graph, row.nodes, operator, inputs, order)
 
 
 def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
@@ -194,11 +228,29 @@ def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
     return asked
 
 
-def _replace(graph: fx.Graph, nodes: list[fx.Node], operator: Operator, inputs: tuple[Any, ...]) -> int:
+def _order_of(permute: fx.Node) -> tuple[int, ...]:
+    """Its axes as non-negative numbers."""
+    axes = permute.args[1] if len(permute.args) == 2 and isinstance(permute.args[1], (tuple, list)) else permute.args[1:]
+    if not all(isinstance(axis, int) for axis in axes):
+        return ()
+    return tuple(axis % len(axes) for axis in axes)  # type: ignore[operator]
+
+
+def _replace(
+    graph: fx.Graph,
+    nodes: list[fx.Node],
+    operator: Operator,
+    inputs: tuple[Any, ...],
+    order: tuple[int, ...] | None = None,
+) -> int:
+    """Let the operator stand for the row; with ``order`` its result is permuted then."""
     last = nodes[-1]
     with graph.inserting_before(last):
         fused = graph.call_function(operator, inputs)
-    fused.meta = dict(last.meta)
+        fused.meta = dict(last.meta if order is None else nodes[-3].meta)
+        if order is not None:
+            fused = graph.call_method("permute", (fused, *order))
+            fused.meta = dict(last.meta)
     last.replace_all_uses_with(fused)
     for node in reversed(nodes):
         graph.erase_node(node)

@@ -30,6 +30,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
         ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
         ("input", "p", "training", "inplace"),
     ),
+    "pad": ("input", "pad", "mode", "value"),
     "add": ("input", "other", "alpha"),
     "mul": ("input", "other"),
     **dict.fromkeys(

@@ -24,9 +24,6 @@ from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 
 _ops = torch.ops.mkldnn
 
-WINOGRAD_CHANNELS = 32
-"""Of these or fewer, transforming a tile takes as long as multiplying it."""
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -64,7 +61,7 @@ class Convolution(WeightOperator):
         assert weight is not None
         if self.epsilon is not None:
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
-        way = way_for(weight, self.geometry)
+        way = way_for(weight, self.geometry, self.product)
         return way(weight.detach(), bias, self), weight.numel() * self.product.itemsize
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
@@ -135,7 +132,8 @@ class Winograd:
     """3 × 3 of stride 1 with fewer multiplications than it has by definition."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        self.packed = winograd_kernel.pack(weight, dtype=owner.product, padding=owner.geometry.padding)
+        padding, tile = owner.geometry.padding, tile_for(weight, owner.geometry, owner.product)
+        self.packed = winograd_kernel.pack(weight, dtype=owner.product, padding=padding, tile=tile)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.post_op, self.out = owner.post_op, owner.out
 
@@ -173,21 +171,21 @@ class OneDnn:
         return y if y.dtype == self.out else y.to(self.out)
 
 
-def is_for_winograd(weight: torch.Tensor, geometry: Geometry) -> bool:
-    """Enough channels on both sides that the products outweigh the transforms."""
-    return (
-        tuple(weight.shape[2:]) == (3, 3)
-        and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
-        and (geometry.stride, geometry.dilation, geometry.groups) == ((1, 1), (1, 1), 1)
-    )
+def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> int | None:
+    """The tile of minimal filtering, where that is the better way for images of the captured size."""
+    if tuple(weight.shape[2:]) != (3, 3) or (geometry.stride, geometry.dilation, geometry.groups) != ((1, 1), (1, 1), 1):
+        return None
+    batch, channels, height, width = geometry.size
+    size = (batch, channels, height, width)
+    return winograd_kernel.choice(size, weight.shape[0], dtype=product, padding=geometry.padding).tile
 
 
-def way_for(weight: torch.Tensor, geometry: Geometry) -> Any:
+def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> Any:
     """The class that answers best for this weight [out, in / groups, kh, kw]."""
     taps = weight.shape[2] * weight.shape[3]
     if geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS:
         return Depthwise
-    if is_for_winograd(weight, geometry):
+    if tile_for(weight, geometry, product) is not None:
         return Winograd
     if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
         return Pointwise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""y = residual + multiplier · act(x Wᵀ + b), on the packed weights that the linear pieces use as well."""
+"""y = residual + multiplier · act(scale · (x Wᵀ + b)), on the packed weights that the linear pieces use as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
 
 
 class Linear(WeightOperator):
-    """Takes x, residual, multiplier, weight [N, K], bias [N]; each of residual, multiplier, bias may be None."""
+    """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.
+
+    A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT.
+    """
 
     kind = "linear"
 
@@ -22,26 +25,33 @@ class Linear(WeightOperator):
         self.post_op = post_op
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
-        weight = tensors[0]
+        weight, bias, scale = tensors
         assert weight is not None
+        if scale is not None:
+            return ("scaled linear", tuple(weight.shape), self.product, id(bias), id(scale))
         return (("linear", tuple(weight.shape), self.product, False), None)  # as LinearPiece's, to share its packs
 
     def sources(self, tensors: Tensors) -> Tensors:
-        return tensors[:1]
+        return tensors[:1] if tensors[2] is None else tensors
 
     def make(self, tensors: Tensors) -> tuple[Any, int]:
-        weight = tensors[0]
+        weight, bias, scale = tensors
         assert weight is not None
+        shift = None
+        if scale is not None:
+            weight = weight.detach().float() * scale.detach().float()[:, None]
+            shift = None if bias is None else bias.detach().float() * scale.detach().float()
         packed = kernel.pack(weight, dtype=self.product)
-        return (packed, None), packed.data.numel() * packed.data.element_size()
+        return (packed, shift), packed.data.numel() * packed.data.element_size()
 
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        weight, bias = tensors
+        weight, bias, scale = tensors
         if content is None:
+            factor = multiplier if scale is None else scale.expand(*x.shape[:-1], -1)
             return kernel.plain_linear(
-                x, weight, bias, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
+                x, weight, bias, post_op=self.post_op, residual=residual, multiplier=factor, out_dtype=self.out
             )
         return kernel.linear(
-            x, content[0], bias, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
+            x, content[0], bias if scale is None else content[1], post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )
