@@ -5,6 +5,15 @@
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
+// A result that is rounded to bfloat16 needs no more of an activation than that keeps.
+template <PostOp op>
+SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {
+  if constexpr (op == PostOp::gelu_erf) {
+    if (type == ElementType::bfloat16) return gelu_erf_for_bf16(v);
+  }
+  return post_op<op>(v);
+}
+
 // One register of one row. `count` is kWidth except at the right edge of y.
 template <PostOp op, bool residual_first>
 SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t row, int64_t column, int64_t count) {
@@ -15,7 +24,7 @@ SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t ro
   Vec v = sum;
   if (call.bias) v = v + element(call.bias, call.bias_type, column);
   if (residual_first) v = v + element(call.residual.data, call.residual.type, row * call.residual.stride + column);
-  v = post_op<op>(v);
+  v = post_op_into<op>(call.y_type, v);
   if (call.multiplier.data) {
     v = v * element(call.multiplier.data, call.multiplier.type, row * call.multiplier.stride + column);
   }

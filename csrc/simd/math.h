@@ -60,6 +60,21 @@ SLIPSTREAM_INLINE Vec gelu_erf(Vec v) {
   return v * select(v < 0.f, tail, 1.f - tail);
 }
 
+// The same for results that are rounded to bfloat16: 0.5 + v P(v^2) for |v| <= 4, P by least squares to the largest error, 4e-6;
+// a third of the work. Absolute error 2.2e-5 there; below -4, where it is at most 1.3e-4, zero.
+SLIPSTREAM_INLINE Vec gelu_erf_for_bf16(Vec v) {
+  const Vec u = select(v > 4.f, Vec{} + 4.f, v), s = u * u;
+  Vec p = s * 8.063412869e-11f + -7.003464317e-09f;
+  p = p * s + 2.716155882e-07f;
+  p = p * s + -6.294999474e-06f;
+  p = p * s + 9.890808226e-05f;
+  p = p * s + -1.133922158e-03f;
+  p = p * s + 9.877477100e-03f;
+  p = p * s + -6.641059552e-02f;
+  p = p * s + 3.989227098e-01f;
+  return v * select(v < -4.f, Vec{}, p * u + 0.5f);
+}
+
 SLIPSTREAM_INLINE Vec gelu_tanh(Vec v) {
   // 0.5 v (1 + tanh(u)) = v sigmoid(2u), u = sqrt(2/pi) (v + 0.044715 v^3)
   const Vec u2 = v * (1.5957691216f + 0.07135481283f * (v * v));

@@ -42,8 +42,11 @@ def pack(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    end_padding: tuple[int, int] | None = None,
 ) -> PackedDepthwise:
     """Copy ``weight`` [channels, 1, kh, kw] (float32 or bfloat16) into the kernel's order, as float32.
+
+    ``padding`` is on both sides, or with ``end_padding`` in front only: rows on top, columns on the left.
 
     Raises UsageError for other shapes and dtypes, and for kernels of more than 121 taps. A weight of several output channels a
     group has the same shape: compare its first dimension with the layer's groups before packing it.
@@ -56,7 +59,7 @@ def pack(
     if kernel[0] * kernel[1] > MOST_TAPS:
         allowed = f"more than {MOST_TAPS} taps"
         raise UsageError.of("weight", f"with a kernel of {kernel}", allowed, "use torch's own convolution")
-    numbers = (*kernel, *stride, *padding, *dilation)
+    numbers = (*kernel, *stride, *padding, *dilation, *(end_padding or ()))
     channels = int(weight.shape[0])
     with torch.no_grad():
         if native.available():
@@ -115,8 +118,9 @@ def plain_depthwise(
 ) -> torch.Tensor:
     """The twin, in plain torch; ``weight`` is unpacked, in float32."""
     _, _, *numbers = packed.numbers
-    stride, padding, dilation = numbers[0:2], numbers[2:4], numbers[4:6]
-    y = F.conv2d(x.float(), weight, None, stride, padding, dilation, packed.channels)
+    stride, padding, dilation, behind = numbers[0:2], numbers[2:4], numbers[4:6], numbers[6:8] or numbers[2:4]
+    padded = F.pad(x.float(), (padding[1], behind[1], padding[0], behind[0]))
+    y = F.conv2d(padded, weight, None, stride, 0, dilation, packed.channels)
     if bias is not None:
         y = y + bias.reshape(-1, 1, 1)
     if residual is not None:

@@ -145,12 +145,14 @@ def pooling(
 def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> list[int]:
     """Height and width of what a convolution or pooling makes of x; numbers: kernel, stride, padding, dilation, two each.
 
+    A fifth pair is the padding behind the image, where it is another.
+
     ``ceil``: a last window that begins inside the image or its left padding counts though it ends outside.
     """
     size = []
     for i in range(2):
-        kernel, stride, padding, dilation = numbers[i::2]
-        room = x.shape[2 + i] + 2 * padding - (kernel - 1) * dilation - 1
+        kernel, stride, padding, dilation, *behind = numbers[i::2]
+        room = x.shape[2 + i] + padding + (behind[0] if behind else padding) - (kernel - 1) * dilation - 1
         count = (room + (stride - 1 if ceil else 0)) // stride + 1
         size.append(count - 1 if ceil and (count - 1) * stride >= x.shape[2 + i] + padding else count)
     return size

@@ -181,3 +181,14 @@ def test_operators_are_seen_by_export():
         assert torch.equal(exported.module()(x), Model()(x))
     torch.library.opcheck(torch.ops.slipstream.depthwise.default, (x, packed.data, None, packed.numbers, 1, None, True))
     torch.library.opcheck(torch.ops.slipstream.pack_depthwise.default, (torch.randn(40, 1, 3, 3),))
+
+
+@pytest.mark.parametrize("size", [(9, 12), (2, 3), (8, 8)])
+def test_padding_that_differs_behind_the_image(level, size):
+    x, weight = torch.randn(2, 20, *size), torch.randn(20, 1, 3, 3)
+    packed = pack(weight, stride=(2, 2), padding=(0, 1), end_padding=(1, 2))
+    padded = F.pad(x, (1, 2, 0, 1))
+    wanted = F.conv2d(padded.double(), weight.double(), None, 2, 0, 1, 20)
+    got = depthwise(x, packed)
+    assert got.shape == wanted.shape
+    agree(got, wanted)

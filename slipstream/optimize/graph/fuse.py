@@ -7,7 +7,7 @@ reads is there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import fx
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
 from slipstream.optimize.graph.operators.attention import Attention, mask_that_hides
-from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
+from slipstream.optimize.graph.operators.convolution import Convolution, Geometry, is_depthwise
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.norm import LayerNorm
 from slipstream.optimize.graph.operators.operator import Operator
+from slipstream.optimize.graph.operators.pooling import GlobalAverage, MaxPool
 
 _ACTIVATIONS = {"relu", "relu6", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid"}
 
@@ -145,13 +146,14 @@ def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> i
     geometry = _geometry(given)
     if geometry is None:
         return 0
+    source, geometry = _with_zeros_around(node, given, geometry)
     row = Row([node])
     _take_norm(row)
     row.residual = row.take("add")
     row.take_activation()
     operator = Convolution(_product_for(node, product), _dtype(row.last), geometry, row.post_op, row.epsilon)
-    inputs = (given["input"], row.residual, given["weight"], given.get("bias"), *row.norm)
-    return _replace(graph, row.nodes, operator, inputs)
+    inputs = (source, row.residual, given["weight"], given.get("bias"), *row.norm)
+    return _replace(graph, row.nodes, operator, inputs)  # a pad that nobody reads any more goes with the dead code
 
 
 def _geometry(given: dict[str, Any]) -> Geometry | None:
@@ -160,13 +162,33 @@ def _geometry(given: dict[str, Any]) -> Geometry | None:
     assert image is not None
     if image.dim() != 4 or isinstance(given.get("padding"), str):
         return None
-
-    def pair(name: str, default: int) -> tuple[int, int]:
-        number = given.get(name, default)
-        return (number, number) if isinstance(number, int) else tuple(number) if len(number) == 2 else (number[0], number[0])
-
     size = tuple(length if isinstance(length, int) else length.node.hint for length in image.shape)
-    return Geometry(pair("stride", 1), pair("padding", 0), pair("dilation", 1), given.get("groups", 1), size)
+    stride, padding, dilation = _pair(given.get("stride", 1)), _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
+    return Geometry(stride, padding, dilation, given.get("groups", 1), size)
+
+
+def _with_zeros_around(node: fx.Node, given: dict[str, Any], geometry: Geometry) -> tuple[fx.Node, Geometry]:
+    """The image before zeros are put around it, where this convolution alone reads that, and the padding that does it.
+
+    Depthwise ones may have other padding behind than in front, as TensorFlow's models do.
+    """
+    image: fx.Node = given["input"]
+    pad = arguments(image) if name_of(image) == "pad" and only_user(image) is node else None
+    if pad is None or pad.get("mode", "constant") != "constant" or pad.get("value"):
+        return image, geometry
+    sizes = pad["pad"]
+    if len(sizes) != 4 or not all(isinstance(size, int) and size >= 0 for size in sizes):
+        return image, geometry
+    left, right, top, bottom = sizes
+    before, weight = geometry.padding, tensor(given["weight"])
+    padding, behind = (before[0] + top, before[1] + left), (before[0] + bottom, before[1] + right)
+    batch, channels, height, width = geometry.size
+    size = batch, channels, height - top - bottom, width - left - right
+    if padding == behind:
+        return pad["input"], replace(geometry, padding=padding, size=size)
+    if weight is not None and is_depthwise(weight, geometry):
+        return pad["input"], replace(geometry, padding=padding, size=size, end_padding=behind)
+    return image, geometry
 
 
 def _take_norm(row: Row) -> None:
@@ -217,6 +239,32 @@ def _fuse_attention(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int
     return _replace(graph, [node], operator, (*inputs, mask))
 
 
+def _fuse_max_pool(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or given.get("return_indices") or not _computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
+        return 0
+    window = _pair(given["kernel_size"])
+    stride = _pair(given.get("stride") or window)
+    numbers = window, stride, _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
+    return _replace(graph, [node], MaxPool(_dtype(node), *numbers, bool(given.get("ceil_mode"))), (given["input"],))
+
+
+def _fuse_average(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
+    given = arguments(node)
+    if given is None or not _computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
+        return 0
+    if given["output_size"] not in (1, (1, 1), [1, 1]):
+        return 0
+    return _replace(graph, [node], GlobalAverage(_dtype(node)), (given["input"],))
+
+
+def _pair(numbers: Any) -> tuple[int, int]:
+    """One number, or one or two in a row, for two dimensions."""
+    if isinstance(numbers, int):
+        return numbers, numbers
+    return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
     """One question for all layers that share a mask."""
     for user in mask.users:
@@ -231,9 +279,8 @@ def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
 def _order_of(permute: fx.Node) -> tuple[int, ...]:
     """Its axes as non-negative numbers."""
     axes = permute.args[1] if len(permute.args) == 2 and isinstance(permute.args[1], (tuple, list)) else permute.args[1:]
-    if not all(isinstance(axis, int) for axis in axes):
-        return ()
-    return tuple(axis % len(axes) for axis in axes)  # type: ignore[operator]
+    numbers = tuple(axis for axis in axes if isinstance(axis, int))
+    return tuple(axis % len(axes) for axis in numbers) if len(numbers) == len(axes) else ()
 
 
 def _replace(
@@ -309,4 +356,6 @@ _MAKERS = {
     "conv2d": _fuse_convolution,
     "layer_norm": _fuse_layer_norm,
     "scaled_dot_product_attention": _fuse_attention,
+    "max_pool2d": _fuse_max_pool,
+    "adaptive_avg_pool2d": _fuse_average,
 }

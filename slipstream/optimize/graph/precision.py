@@ -49,14 +49,14 @@ def keep_bfloat16(graph: fx.Graph) -> set[fx.Node]:
     for node in list(graph.nodes):
         if node.op in ("placeholder", "get_attr", "output"):
             continue
-        if isinstance(node.target, Operator):
+        if _chooses(node):
             if is_float32(node) and wanted[node] and not _keeps_float32(node, low):
                 node.target.out = torch.bfloat16
                 low.add(node)
         elif name_of(node) in VIEWS:
             if node.args and node.args[0] in low:
                 low.add(node)
-        elif name_of(node) in FOLLOWERS:
+        elif _follows(node):
             if _promotes_to_low(node, low):
                 low.add(node)
         elif name_of(node) in PRODUCTS and is_float32(node) and any(source in low for source in node.all_input_nodes):
@@ -67,14 +67,23 @@ def keep_bfloat16(graph: fx.Graph) -> set[fx.Node]:
     return low
 
 
+def _chooses(node: fx.Node) -> bool:
+    """One of our operators that takes either dtype and gives either."""
+    return isinstance(node.target, Operator) and not node.target.follows
+
+
+def _follows(node: fx.Node) -> bool:
+    return node.target.follows if isinstance(node.target, Operator) else name_of(node) in FOLLOWERS
+
+
 def _is_wanted_low(node: fx.Node, wanted: dict[fx.Node, bool]) -> bool:
     """Whether somebody downstream gains from bfloat16, and the script itself is not given this very value."""
     if any(user.op == "output" or (name_of(user) in VIEWS and _reaches_output(user)) for user in node.users):
         return False
     return any(
-        isinstance(user.target, Operator)
+        _chooses(user)
         or name_of(user) in PRODUCTS
-        or ((name_of(user) in FOLLOWERS or name_of(user) in VIEWS) and wanted[user])
+        or ((_follows(user) or name_of(user) in VIEWS) and wanted[user])
         for user in node.users
     )
 

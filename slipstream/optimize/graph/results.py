@@ -54,10 +54,19 @@ def _put_right(graph: fx.Graph, base: fx.Node, is_low: bool) -> fx.Node:
     if made.dim() == 0:
         return right
     if made.is_contiguous():
-        return graph.call_method("contiguous", (right,))
+        return graph.call_function(laid_out, (right, torch.contiguous_format))
     if made.dim() in layouts.CHANNELS_LAST and made.is_contiguous(memory_format=layouts.CHANNELS_LAST[made.dim()]):
-        return graph.call_method("contiguous", (right,), {"memory_format": layouts.CHANNELS_LAST[made.dim()]})
+        return graph.call_function(laid_out, (right, layouts.CHANNELS_LAST[made.dim()]))
     return graph.call_function(with_axes_in_order, (right, _order(made)))
+
+
+def laid_out(y: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    """``y`` in this format with the strides of a new tensor, also along axes of length one, which may have any."""
+    y = y.contiguous(memory_format=memory_format)
+    if 1 in y.shape and y.numel():
+        strides = torch.empty_like(y, device="meta", memory_format=memory_format).stride()
+        return y if strides == y.stride() else y.as_strided(y.shape, strides)
+    return y
 
 
 def with_axes_in_order(y: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
@@ -69,7 +78,7 @@ def with_axes_in_order(y: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     return permuted.contiguous().permute(back)
 
 
-with_axes_in_order.__module__ = "slipstream"
+laid_out.__module__ = with_axes_in_order.__module__ = "slipstream"
 
 
 def _order(made: torch.Tensor) -> tuple[int, ...]:

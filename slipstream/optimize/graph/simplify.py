@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drops what computes nothing: dropout in inference, casts to the dtype that is there, copies into another layout, padding.
+"""Drops what computes nothing: dropout in inference, casts to the dtype that is there, copies into another layout.
 
 Layouts of intermediates are ours to choose; `results` gives outputs the strides that the script expects.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.capture import CaptureRefused
-from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, tensor
 
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _CASTS = {"to", "float", "type_as", "type", "contiguous"}
@@ -29,31 +29,11 @@ def simplify(graph: fx.Graph) -> None:
             if given.get("training", True) is not False and given.get("p", 0.5) != 0:
                 raise CaptureRefused("dropout is active")
             _pass_on(graph, node, given.get("input"))
-        elif name == "pad":
-            _join_padding(graph, node)
         elif name in _CASTS and node.op == "call_method":
             _simplify_cast(graph, node)
         elif name == "view" and node.op == "call_method" and not _is_bit_cast(node):
             node.target = "reshape"  # a view of ours may lie in another layout than the script's
     graph.eliminate_dead_code()
-
-
-def _join_padding(graph: fx.Graph, node: fx.Node) -> None:
-    """Zeros around an image that only a convolution reads are that convolution's padding."""
-    given, user = arguments(node), only_user(node)
-    convolution = arguments(user) if user is not None and name_of(user) == "conv2d" else None
-    if given is None or user is None or convolution is None or convolution["input"] is not node:
-        return
-    zeros = given.get("mode", "constant") == "constant" and not given.get("value")
-    sizes, before = given["pad"], convolution.get("padding", 0)
-    if not zeros or len(sizes) != 4 or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        return
-    left, right, top, bottom = sizes
-    before = (before, before) if isinstance(before, int) else before
-    if left != right or top != bottom or isinstance(before, str) or len(before) != 2:
-        return
-    user.args, user.kwargs = (), {**convolution, "input": given["input"], "padding": (before[0] + top, before[1] + left)}
-    graph.erase_node(node)
 
 
 def _is_bit_cast(node: fx.Node) -> bool:

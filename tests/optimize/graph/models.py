@@ -99,6 +99,26 @@ class ByHand(nn.Module):
         return x + self.scale * self.out(torch.matmul(weights, v))
 
 
+class Scaled(nn.Module):
+    """As ConvNeXt and MobileNet: zeros around an image before a depthwise convolution, a scale, a sum behind a permutation."""
+
+    def __init__(self, zeros=(1, 1, 1, 1), stride=1):
+        super().__init__()
+        self.zeros = zeros
+        self.wide = nn.Conv2d(16, 16, 3, stride=stride, groups=16)
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(48, 16)
+        self.scale = nn.Parameter(torch.rand(16))
+        self.last = nn.Conv2d(16, 8, 3, bias=False)
+        shake(self)
+
+    def forward(self, x):
+        y = self.wide(F.pad(x, self.zeros)).permute(0, 2, 3, 1)
+        y = self.scale * self.down(F.gelu(self.up(self.norm(y))))
+        y = y.permute(0, 3, 1, 2)
+        x = x + y if y.shape == x.shape else y
+        return F.adaptive_avg_pool2d(self.last(F.pad(x, (2, 2, 1, 1), "constant", 0.0)), 1)
+
+
 class Images(nn.Module):
     """Returns images: one in each memory format that torch gives, and one as a view."""
 
@@ -140,6 +160,8 @@ CASES = {
     "encoder, norm first": lambda: (Encoder(norm_first=True).eval(), (torch.randint(0, 50, (3, 9)),)),
     "encoder, gated": lambda: (Encoder(gated=True, norm_first=True).eval(), (torch.randint(0, 50, (1, 20)),)),
     "by hand": lambda: (ByHand().eval(), (torch.randn(2, 12, 32),)),
+    "scaled": lambda: (Scaled().eval(), (torch.randn(2, 16, 14, 18),)),
+    "scaled, uneven zeros": lambda: (Scaled((0, 1, 0, 1), stride=2).eval(), (torch.randn(2, 16, 15, 18),)),
     "images": lambda: (Images().eval(), (torch.randn(2, 3, 18, 20),)),
     "sequential": lambda: (
         nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 8), nn.Tanh()).eval(), (torch.randn(5, 40),),

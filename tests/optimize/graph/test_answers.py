@@ -6,6 +6,7 @@ import torch
 
 from slipstream.decision import log
 from slipstream.optimize import leaf_tier
+from slipstream.optimize.graph.results import laid_out
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.models import CASES
 from tests.optimize.judging import LIMIT, error
@@ -53,10 +54,24 @@ def test_what_is_fused(at_once, case):
     names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
     if case == "residual":
         assert names.count("convolution") == 5
+        assert (names.count("max_pool"), names.count("global_average")) == (1, 1)
         assert not any("norm" in name or "add" in name or "relu" in name for name in names)
     else:
         assert (names.count("linear"), names.count("attention"), names.count("layer_norm")) == (13, 2, 4)
         assert "gelu" not in names and "dropout" not in names
+
+
+@pytest.mark.parametrize("case", ["scaled", "scaled, uneven zeros"])
+def test_zeros_scales_and_permuted_sums_are_fused(at_once, case):
+    at_once("bfloat16")
+    model, args = CASES[case]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = {
+        str(getattr(node.target, "kind", getattr(node.target, "__name__", node.target)))
+        for node in graph.nodes
+        if node.op.startswith("call")
+    }
+    assert names == {"convolution", "permute", "layer_norm", "linear", "global_average", laid_out.__name__}
 
 
 def test_bfloat16_is_kept_between_operators(at_once):

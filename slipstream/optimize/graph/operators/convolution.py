@@ -27,13 +27,17 @@ _ops = torch.ops.mkldnn
 
 @dataclass(frozen=True)
 class Geometry:
-    """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with."""
+    """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with.
+
+    ``end_padding`` is the padding behind the image, below and on the right, where it is another than in front: depthwise only.
+    """
 
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
     size: tuple[int, ...]
+    end_padding: tuple[int, int] | None = None
 
 
 class Convolution(WeightOperator):
@@ -77,7 +81,9 @@ class Convolution(WeightOperator):
         """The same from torch's functions, in float32, on weights that cannot be packed."""
         g = self.geometry
         shift = None if bias is None else bias.float()
-        y = F.conv2d(x.float(), weight.float(), shift, g.stride, g.padding, g.dilation, g.groups)
+        behind = g.end_padding or g.padding
+        image = F.pad(x.float(), (g.padding[1], behind[1], g.padding[0], behind[0]))
+        y = F.conv2d(image, weight.float(), shift, g.stride, 0, g.dilation, g.groups)
         if self.epsilon is not None:
             gamma, beta, mean, variance = norm
             y = F.batch_norm(y, mean, variance, gamma, beta, False, 0.0, self.epsilon)
@@ -117,7 +123,9 @@ class Depthwise:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         g = owner.geometry
-        self.packed = depthwise_kernel.pack(weight, stride=g.stride, padding=g.padding, dilation=g.dilation)
+        self.packed = depthwise_kernel.pack(
+            weight, stride=g.stride, padding=g.padding, dilation=g.dilation, end_padding=g.end_padding
+        )
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
 
@@ -171,6 +179,12 @@ class OneDnn:
         return y if y.dtype == self.out else y.to(self.out)
 
 
+def is_depthwise(weight: torch.Tensor, geometry: Geometry) -> bool:
+    """One channel in and out a group, and no more taps than the kernel takes."""
+    taps = weight.shape[2] * weight.shape[3]
+    return geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS
+
+
 def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> int | None:
     """The tile of minimal filtering, where that is the better way for images of the captured size."""
     if tuple(weight.shape[2:]) != (3, 3) or (geometry.stride, geometry.dilation, geometry.groups) != ((1, 1), (1, 1), 1):
@@ -182,8 +196,7 @@ def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> 
 
 def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> Any:
     """The class that answers best for this weight [out, in / groups, kh, kw]."""
-    taps = weight.shape[2] * weight.shape[3]
-    if geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS:
+    if is_depthwise(weight, geometry):
         return Depthwise
     if tile_for(weight, geometry, product) is not None:
         return Winograd

@@ -52,6 +52,7 @@ class Linear(WeightOperator):
             return kernel.plain_linear(
                 x, weight, bias, post_op=self.post_op, residual=residual, multiplier=factor, out_dtype=self.out
             )
+        shift = bias if scale is None else content[1]
         return kernel.linear(
-            x, content[0], bias if scale is None else content[1], post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
+            x, content[0], shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )

@@ -23,6 +23,8 @@ class Operator:
     """A node's target. ``product`` is the dtype that is multiplied in, ``out`` the dtype of the result."""
 
     kind = "operator"
+    follows = False
+    """Whether the result has the input's dtype, whatever that is."""
 
     def __init__(self, product: torch.dtype, out: torch.dtype) -> None:
         self.product = product
