@@ -54,19 +54,24 @@ def _put_right(graph: fx.Graph, base: fx.Node, is_low: bool) -> fx.Node:
     if made.dim() == 0:
         return right
     if made.is_contiguous():
-        return graph.call_function(laid_out, (right, torch.contiguous_format))
+        return graph.call_function(laid_out, (right, torch.contiguous_format, _known(made)))
     if made.dim() in layouts.CHANNELS_LAST and made.is_contiguous(memory_format=layouts.CHANNELS_LAST[made.dim()]):
-        return graph.call_function(laid_out, (right, layouts.CHANNELS_LAST[made.dim()]))
+        return graph.call_function(laid_out, (right, layouts.CHANNELS_LAST[made.dim()], _known(made)))
     return graph.call_function(with_axes_in_order, (right, _order(made)))
 
 
-def laid_out(y: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-    """``y`` in this format with the strides of a new tensor, also along axes of length one, which may have any."""
+def laid_out(y: torch.Tensor, memory_format: torch.memory_format, strides: tuple[int, ...] | None) -> torch.Tensor:
+    """``y`` in this format with just these strides (None: a new tensor's), also along axes of one, which may have any."""
     y = y.contiguous(memory_format=memory_format)
-    if 1 in y.shape and y.numel():
-        strides = torch.empty_like(y, device="meta", memory_format=memory_format).stride()
-        return y if strides == y.stride() else y.as_strided(y.shape, strides)
-    return y
+    if 1 not in y.shape or not y.numel():
+        return y
+    wanted = strides or torch.empty_like(y, device="meta", memory_format=memory_format).stride()
+    return y if wanted == y.stride() else y.as_strided(y.shape, wanted)
+
+
+def _known(made: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides, where they are the same for every call that the capture holds for."""
+    return made.stride() if all(isinstance(stride, int) for stride in made.stride()) else None
 
 
 def with_axes_in_order(y: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
