@@ -106,7 +106,7 @@ def load(
     references: dict[str, pathlib.Path],
     threads: int,
 ) -> Row:
-    """Make one contestant ready, and compare its first output with eager float32 of its own interpreter.
+    """Make one contestant ready, and compare its output after warming up with eager float32 of its own interpreter.
 
     Of its own: another version of transformers draws other weights from the same seed. The first contestant of an
     interpreter makes the reference for those that follow (ours are never first).
@@ -120,6 +120,7 @@ def load(
             "prepare": who.prepare,
             "dtype": who.dtype,
             "threads": threads,
+            "warm_up_s": who.warm_up_s,
         }
         row["ready_s"] = worker.ask({**request, "save": str(saved)}, timeout_s=LOAD_TIMEOUT_S)["setup_s"]
         if who.engine not in references:

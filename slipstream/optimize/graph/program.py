@@ -87,7 +87,7 @@ def _difference(got: Any, wanted: Any) -> float | str | None:
 class Race:
     """Two ways of answering the same calls, taken in turn until one is known to be the faster."""
 
-    ROUNDS = 4
+    ROUNDS = 3
 
     def __init__(self) -> None:
         self.seconds: tuple[list[float], list[float]] = ([], [])
