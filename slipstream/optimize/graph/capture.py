@@ -7,10 +7,11 @@ ahead-of-time compilation use); no code cache and no frame hook is touched: a sc
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,22 +68,20 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     Guards hold for the grad mode, autocast state and thread count of the calling thread. Raises CaptureRefused.
     """
     from torch._dynamo import convert_frame
+    from torch._dynamo import utils as dynamo
     from torch._dynamo.eval_frame import set_enable_dynamic
-    from torch._dynamo.utils import dynamo_timed, get_metrics_context
 
     function = function_of(module)
     if function is None:
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
-    quiet = logging.getLogger("torch._dynamo")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
     try:
         with (
             convert_frame.compile_lock,
+            _in_silence(dynamo),
             torch._dynamo.config.patch(allow_rnn=recurrent, skip_nnmodule_hook_guards=False),
-            get_metrics_context(),
-            dynamo_timed("fullgraph_capture"),
+            dynamo.get_metrics_context(),
+            dynamo.dynamo_timed("fullgraph_capture"),
             set_enable_dynamic(dynamic),
         ):
             captured = convert_frame.fullgraph_capture(module.forward, args, kwargs)
@@ -93,8 +92,6 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
         raise
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
         raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
-    finally:
-        quiet.setLevel(level)
     backend = captured.backend_input
 
     def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,6 +99,20 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
         return output.get_runtime_env().forward_callable(backend.backend_id, run, extra_globals=dict(output.f_globals))
 
     return Capture(backend.graph_module, list(backend.example_inputs), guards.guard_manager.check, wrap)
+
+
+@contextlib.contextmanager
+def _in_silence(dynamo: Any) -> Iterator[None]:
+    """Dynamo tells a script's author what it cannot capture; here nobody asked."""
+    logger, warn = logging.getLogger("torch._dynamo"), dynamo.warn_once
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    dynamo.warn_once = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        dynamo.warn_once = warn
 
 
 def _first_line(error: Exception) -> str:

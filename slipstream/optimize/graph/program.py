@@ -35,19 +35,28 @@ class Program:
         self.broken: str | None = None
         self.is_right = False
         self.undecided = 0
+        self.raised: Exception | None = None
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Any:
         if self.broken is not None:
-            return self.reference(*inputs)
+            return self._refer(inputs)
         try:
             if self.is_right:
                 return self.fast(*inputs)
             return self._prove(inputs)
         except Exception as error:  # noqa: BLE001 - a failure of ours, or the script's own error, which the reference raises again
-            result = self.reference(*inputs)
+            result = self._refer(inputs)
             self.broken = f"slipstream failed: {type(error).__name__}: {error}"
             return result
+
+    def _refer(self, inputs: tuple[Any, ...]) -> Any:
+        """The script's own arithmetic; what that raises is the script's to see, and kept to be known by."""
+        try:
+            return self.reference(*inputs)
+        except Exception as error:
+            self.raised = error
+            raise
 
     def _prove(self, inputs: tuple[Any, ...]) -> Any:
         wanted = self.reference(*inputs)

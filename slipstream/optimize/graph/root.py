@@ -71,7 +71,7 @@ class RootCall:
         won = way.won.get(sizes)
         if won is None:
             return self._try(way, sizes, module, args, kwargs)
-        return way.run(module, *args, **kwargs) if won else self._plain(module, args, kwargs)
+        return self._run(way, module, args, kwargs) if won else self._plain(module, args, kwargs)
 
     def _plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (self.inner or module._call_impl)(*args, **kwargs)
@@ -128,14 +128,11 @@ class RootCall:
     ) -> Any:
         """The two ways in turn. The first fast call also runs the reference, and is not timed."""
         if not way.program.is_right:
-            result = way.run(module, *args, **kwargs)
-            self._drop_if_broken(way)
-            return result
+            return self._run(way, module, args, kwargs)
         race = way.races.setdefault(sizes, Race())
         which = race.next()
         if which:
-            result = race.time(1, lambda: way.run(module, *args, **kwargs))
-            self._drop_if_broken(way)
+            result = race.time(1, lambda: self._run(way, module, args, kwargs))
         else:
             result = race.time(0, lambda: self._plain(module, args, kwargs))
         speedup = race.speedup()
@@ -146,10 +143,19 @@ class RootCall:
             log.note(self.what, speedup > 1, why, speedup_x=speedup, error_relative=way.program.error)
         return result
 
-    def _drop_if_broken(self, way: Way) -> None:
+    def _run(self, way: Way, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """By the graph. Where that fails in a way of its own, the original answers, and the graph is dropped."""
+        try:
+            result = way.run(module, *args, **kwargs)
+        except Exception as error:
+            if way.program.raised is error:
+                raise
+            way.program.broken = f"slipstream failed: {type(error).__name__}: {error}"
+            result = self._plain(module, args, kwargs)
         if way.program.broken is not None:
             self.ways = tuple(other for other in self.ways if other is not way)
             log.note(self.what, False, way.program.broken, error_relative=way.program.error)
+        return result
 
     def _note(self, taken: bool, why: str, seconds: float) -> None:
         log.note(self.what, taken, why, setup_s=seconds)

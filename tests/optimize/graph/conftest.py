@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model whose graph is captured at once and wins, so that what is tested is its answers."""
 
-import warnings
-
 import pytest
 import torch
 
@@ -27,8 +25,7 @@ def at_once(monkeypatch, engine):
 
 def settle(model, *args, **kwargs):
     """Call until the graph answers; returns what answers for the model."""
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch's own, on its way to a graph
+    with torch.inference_mode():
         for _ in range(2):
             model(*args, **kwargs)
         background.wait()

@@ -235,6 +235,20 @@ def test_a_failing_graph_falls_back_and_says_so(ready):
     assert way.program.broken == "slipstream failed: RuntimeError: of ours"
 
 
+def test_a_wrapper_that_fails_falls_back_as_well(ready):
+    model, x, root = ready
+    wanted, _ = answers(model, x)
+    (way,) = root.ways
+
+    def fail(*args, **kwargs):
+        raise NameError("of dynamo's")
+
+    way.run = fail
+    got, _ = answers(model, x)
+    assert error(got, wanted) < 1e-6
+    assert not root.ways
+
+
 def test_models_that_are_no_graph_keep_their_layers(at_once):
     class Printing(nn.Module):
         def __init__(self):
