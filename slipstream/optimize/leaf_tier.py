@@ -20,6 +20,7 @@ from torch import nn
 from slipstream import decision
 from slipstream.kernels import native
 from slipstream.optimize import dynamo, gates, guards, names, packs
+from slipstream.optimize.allowance import SHARE
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.graph import tier
 from slipstream.optimize.options import Options, compute_dtype, forget_what_was_said, say_once, set_up
@@ -96,6 +97,8 @@ def uninstall() -> None:
     gates.take_part_in_trace_checks()
     packs.drop_all()
     guards.speed.clear()
+    guards.speed.trusting = False
+    set_up.allowance.share = SHARE
     let_all_go()
     tier.let_go()
     forget_what_was_said()

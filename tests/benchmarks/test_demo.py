@@ -16,7 +16,7 @@ def outcome(answers=PLAIN, vectors=SCORES, median=0.1):
 
 
 def test_equal_results_agree():
-    assert demo.compare(outcome(), outcome(), least_cosine=0.9999).holds
+    assert demo.compare(outcome(), outcome(), dtype="float32").holds
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_equal_results_agree():
     ids=["another class", "another direction", "not a number"],
 )
 def test_other_results_disagree(other):
-    assert not demo.compare(other, outcome(), least_cosine=0.9999).holds
+    assert not demo.compare(other, outcome(), dtype="float32").holds
 
 
 def test_search_results_are_compared_by_the_best_hit():
     hits = [{"hits": [{"text": "a", "score": 0.9}, {"text": "b", "score": 0.8}]}]
     swapped = [{"hits": [{"text": "a", "score": 0.89}, {"text": "c", "score": 0.8}]}]
-    assert demo.compare(outcome(answers=swapped), outcome(answers=hits), least_cosine=0.9).first_equal == 1
+    assert demo.compare(outcome(answers=swapped), outcome(answers=hits), dtype="bfloat16").first_equal == 1
 
 
 @pytest.fixture

@@ -29,6 +29,6 @@ def test_a_script_says_the_same_under_ipexrun(path: pathlib.Path):
     plain, float32, bfloat16 = (demo.start(path.stem, way, quick=True) for way in demo.ways())
     assert len(plain.answers) > 4
     assert float32.answers == plain.answers
-    assert demo.compare(float32, plain, least_cosine=demo.LEAST_COSINE["float32"]).holds
-    assert demo.compare(bfloat16, plain, least_cosine=demo.LEAST_COSINE["bfloat16"]).holds
+    assert demo.compare(float32, plain, dtype="float32").holds
+    assert demo.compare(bfloat16, plain, dtype="bfloat16").holds
     assert all(outcome.times.keys() == {"first_s", "median_s", "total_s"} for outcome in (plain, float32, bfloat16))
