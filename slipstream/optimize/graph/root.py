@@ -24,7 +24,7 @@ from slipstream.optimize.graph.program import Program, Race
 from slipstream.optimize.graph.schedule import Schedule
 from slipstream.optimize.options import Options, set_up
 
-_frames = torch._C._dynamo.eval_frame
+_frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
 class Way:
@@ -56,7 +56,7 @@ class RootCall:
         module = self.module()
         assert module is not None  # it is being called
         if (
-            _frames.get_eval_frame_callback() is not None  # the script's own torch.compile is at work
+            _frame_callback() is not None  # the script's own torch.compile is at work
             or self.arguments is None
             or module.training
             or torch.is_grad_enabled()

@@ -14,6 +14,7 @@ from torch import nn
 from slipstream.decision import log
 from slipstream.optimize.graph import background, tier
 from slipstream.optimize.graph.program import Program
+from slipstream.optimize.optimize_model import optimize_model
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.models import Encoder, Residual
 from tests.optimize.judging import error
@@ -188,6 +189,17 @@ def test_own_compile_export_and_trace(ready):
     outer = nn.Sequential(model, nn.ReLU()).eval()
     with torch.no_grad():
         assert error(torch.compile(outer, backend="eager", fullgraph=True)(x), wanted.relu()) < 1e-5
+
+
+def test_optimize_model_captures_as_well(at_once):
+    at_once("float32")
+    model, x = Noting().eval(), torch.randn(6, 64)
+    for graph in (True, False):
+        optimized = optimize_model(model, dtype=torch.bfloat16, graph=graph)
+        root = settle(optimized, x)
+        assert (root is not None and bool(root.ways)) is graph
+        with torch.inference_mode():
+            assert error(optimized(x), model._call_impl(x)) < 2e-2
 
 
 def test_sizes_that_vary_get_a_graph_for_all_of_them(at_once):
