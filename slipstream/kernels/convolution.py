@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import apply_post_op, code_of
 
 MOST_TAPS = 121
@@ -84,8 +84,7 @@ def convolution(
     code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
     check_dtypes(x=x.dtype, out_dtype=dtype)
-    if x.dim() != 4 or x.shape[1] != packed.channels:
-        raise UsageError.of("x", f"of shape {tuple(x.shape)}", f"not of shape [batch, {packed.channels}, height, width]")
+    check_image(x, packed.channels)
     refuse_gradients("convolution", x, bias, residual)
     if not packed.native:
         weight = packed.data

@@ -17,6 +17,12 @@ def check_dtypes(**dtypes: torch.dtype) -> None:
             raise UsageError.of(argument, dtype, DTYPES)
 
 
+def check_image(x: torch.Tensor, channels: int) -> None:
+    """Raise UsageError unless x is [batch, channels, height, width]."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise UsageError.of("x", f"of shape {tuple(x.shape)}", f"not of shape [batch, {channels}, height, width]")
+
+
 def refuse_gradients(kernel: str, *tensors: torch.Tensor | None) -> None:
     """Raise RuntimeError where autograd would have to record the call: the kernels record nothing."""
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):

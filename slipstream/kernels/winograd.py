@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from slipstream.decision import Decision
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.operands import check_dtypes, refuse_gradients
+from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import apply_post_op, code_of
 
 TILES = (2, 4)
@@ -137,8 +137,7 @@ def convolution_3x3(
     code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
     check_dtypes(x=x.dtype, out_dtype=dtype)
-    if x.dim() != 4 or x.shape[1] != packed.in_channels:
-        raise UsageError.of("x", f"of shape {tuple(x.shape)}", f"not of shape [batch, {packed.in_channels}, height, width]")
+    check_image(x, packed.in_channels)
     if any(x.shape[2 + i] + 2 * packed.padding[i] < 3 for i in range(2)):
         raise UsageError.of("x", f"of shape {tuple(x.shape)}", "smaller than the kernel even when padded")
     refuse_gradients("convolution_3x3", x, bias, residual)

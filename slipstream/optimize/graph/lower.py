@@ -58,5 +58,5 @@ def _pack(graph: fx.Graph, inputs: list[Any]) -> None:
     given = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs, strict=True))
     for node in graph.nodes:
         if isinstance(node.target, WeightOperator):
-            first = 3 if node.target.kind == "linear" else 2
-            node.target.content(tuple(given.get(weight) for weight in node.args[first:]))
+            weights = node.args[node.target.first_weight :]
+            node.target.content(tuple(given.get(weight) for weight in weights))

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.nodes import is_float32, name_of, tensor
-from slipstream.optimize.graph.operators.operator import Operator
+from slipstream.optimize.graph.operators.operator import Operator, WeightOperator
 
 FOLLOWERS = frozenset(
     {
@@ -95,7 +95,7 @@ def _reaches_output(view: fx.Node) -> bool:
 
 def _keeps_float32(node: fx.Node, low: set[fx.Node]) -> bool:
     """A sum with a float32 tensor, such as the residual stream of a transformer, stays float32, as promotion has it."""
-    residual = node.args[1] if node.target.kind in ("linear", "convolution") else None  # type: ignore[union-attr]
+    residual = node.args[1] if isinstance(node.target, WeightOperator) else None
     return isinstance(residual, fx.Node) and is_float32(residual) and residual not in low
 
 

@@ -44,6 +44,7 @@ class Convolution(WeightOperator):
     """Takes x, residual, weight, bias, and with ``epsilon`` the batch norm's weight, bias, mean, variance."""
 
     kind = "convolution"
+    first_weight = 2
 
     def __init__(
         self, product: torch.dtype, out: torch.dtype, geometry: Geometry, post_op: str, epsilon: float | None
@@ -92,6 +93,11 @@ class Convolution(WeightOperator):
         return apply_post_op(y, self.post_op).to(self.out)
 
 
+def _channels_last_or_copied(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """For kernels that read either dtype: cast where the image has to be copied anyhow."""
+    return transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else dtype)
+
+
 class Pointwise:
     """1 × 1 over channels-last pixels: their rows times the weight."""
 
@@ -103,7 +109,7 @@ class Pointwise:
         self.post_op, self.out = owner.post_op, owner.out
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
+        image = _channels_last_or_copied(x, self.product)
         if self.stride != (1, 1):
             image = image[:, :, :: self.stride[0], :: self.stride[1]]
         y = linear_kernel.linear(
@@ -130,7 +136,7 @@ class Depthwise:
         self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
+        image = _channels_last_or_copied(x, self.product)
         return depthwise_kernel.depthwise(
             image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
         )

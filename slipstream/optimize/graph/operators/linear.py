@@ -19,6 +19,7 @@ class Linear(WeightOperator):
     """
 
     kind = "linear"
+    first_weight = 3
 
     def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str) -> None:
         super().__init__(product, out)

@@ -39,7 +39,13 @@ class Operator:
 
 
 class WeightOperator(Operator):
-    """An operator with weights, packed anew when they change. Subclasses make the pack and use it."""
+    """An operator with weights, packed anew when they change. Subclasses make the pack and use it.
+
+    Of what it takes, the second is a residual, or None, and the weights stand last.
+    """
+
+    first_weight: int
+    """Where among what it takes the weights begin."""
 
     def __init__(self, product: torch.dtype, out: torch.dtype) -> None:
         super().__init__(product, out)
