@@ -171,5 +171,13 @@ inline Range range_of_rows(const Rows& x, int64_t k, int64_t begin, int64_t end)
   return range;
 }
 
+// The table with what this file adds to a level.
+constexpr KernelTable with_int8(KernelTable table) {
+  table.linear_int8_scratch = linear_int8_scratch;
+  table.linear_int8 = linear_int8;
+  table.range_of_rows = range_of_rows;
+  return table;
+}
+
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

@@ -16,32 +16,9 @@
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
 #include "../simd/tile_amx.h"
-#include "../kernels/post_op.h"
-#include "../kernels/activation.h"
-#include "../kernels/transpose.h"
-#include "../kernels/norm.h"
-#include "../kernels/linear_finish.h"
-#include "../kernels/linear_vector.h"
-#include "../kernels/linear_int8.h"
-#include "../kernels/attention.h"
-#include "../kernels/recurrent.h"
-#include "../kernels/convolution.h"
-#include "../kernels/depthwise_tile.h"
-#include "../kernels/winograd_transform.h"
-#include "../kernels/winograd.h"
-#include "../kernels/depthwise.h"
-#include "../kernels/pooling.h"
-#include "../kernels/amx/linear.h"
-#include "../kernels/amx/linear_int8.h"
+#include "../kernels/amx/every_kernel.h"
 
 namespace slipstream {
-const KernelTable table_amx = {amx::amx_linear_scratch, amx::amx_linear, amx::activation,
-    amx::transpose, amx::norm,
-    amx::attention_scratch, amx::attention,
-    amx::gather_image, amx::convolution, amx::depthwise,
-    amx::amx_linear_int8_scratch, amx::amx_linear_int8, amx::range_of_rows,
-    amx::depthwise_last,
-    amx::winograd_scratch, amx::winograd, amx::recurrent_cell,
-    amx::pooling};
+constexpr KernelTable table_amx = amx::every_kernel_with_tiles();
 }  // namespace slipstream
 #endif

@@ -11,30 +11,9 @@
 #include "../simd/vec.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
-#include "../kernels/post_op.h"
-#include "../kernels/activation.h"
-#include "../kernels/transpose.h"
-#include "../kernels/norm.h"
-#include "../kernels/linear_finish.h"
-#include "../kernels/linear_vector.h"
-#include "../kernels/linear_int8.h"
-#include "../kernels/attention.h"
-#include "../kernels/recurrent.h"
-#include "../kernels/convolution.h"
-#include "../kernels/depthwise_tile.h"
-#include "../kernels/winograd_transform.h"
-#include "../kernels/winograd.h"
-#include "../kernels/depthwise.h"
-#include "../kernels/pooling.h"
+#include "../kernels/every_kernel.h"
 
 namespace slipstream {
-const KernelTable table_avx2 = {avx2::linear_scratch, avx2::linear, avx2::activation,
-    avx2::transpose, avx2::norm,
-    avx2::attention_scratch, avx2::attention,
-    avx2::gather_image, avx2::convolution, avx2::depthwise,
-    avx2::linear_int8_scratch, avx2::linear_int8, avx2::range_of_rows,
-    avx2::depthwise_last,
-    avx2::winograd_scratch, avx2::winograd, avx2::recurrent_cell,
-    avx2::pooling};
+constexpr KernelTable table_avx2 = avx2::every_kernel();
 }  // namespace slipstream
 #endif

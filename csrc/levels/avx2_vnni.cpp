@@ -19,12 +19,6 @@
 #include "../kernels/linear_int8.h"
 
 namespace slipstream {
-const KernelTable table_avx2_vnni = [] {
-  KernelTable table = table_avx2;
-  table.linear_int8_scratch = avx2_vnni::linear_int8_scratch;
-  table.linear_int8 = avx2_vnni::linear_int8;
-  table.range_of_rows = avx2_vnni::range_of_rows;
-  return table;
-}();
+const KernelTable table_avx2_vnni = avx2_vnni::with_int8(table_avx2);
 }  // namespace slipstream
 #endif

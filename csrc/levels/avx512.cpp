@@ -11,30 +11,9 @@
 #include "../simd/vec.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
-#include "../kernels/post_op.h"
-#include "../kernels/activation.h"
-#include "../kernels/transpose.h"
-#include "../kernels/norm.h"
-#include "../kernels/linear_finish.h"
-#include "../kernels/linear_vector.h"
-#include "../kernels/linear_int8.h"
-#include "../kernels/attention.h"
-#include "../kernels/recurrent.h"
-#include "../kernels/convolution.h"
-#include "../kernels/depthwise_tile.h"
-#include "../kernels/winograd_transform.h"
-#include "../kernels/winograd.h"
-#include "../kernels/depthwise.h"
-#include "../kernels/pooling.h"
+#include "../kernels/every_kernel.h"
 
 namespace slipstream {
-const KernelTable table_avx512 = {avx512::linear_scratch, avx512::linear, avx512::activation,
-    avx512::transpose, avx512::norm,
-    avx512::attention_scratch, avx512::attention,
-    avx512::gather_image, avx512::convolution, avx512::depthwise,
-    avx512::linear_int8_scratch, avx512::linear_int8, avx512::range_of_rows,
-    avx512::depthwise_last,
-    avx512::winograd_scratch, avx512::winograd, avx512::recurrent_cell,
-    avx512::pooling};
+constexpr KernelTable table_avx512 = avx512::every_kernel();
 }  // namespace slipstream
 #endif

@@ -15,30 +15,9 @@
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
-#include "../kernels/post_op.h"
-#include "../kernels/activation.h"
-#include "../kernels/transpose.h"
-#include "../kernels/norm.h"
-#include "../kernels/linear_finish.h"
-#include "../kernels/linear_vector.h"
-#include "../kernels/linear_int8.h"
-#include "../kernels/attention.h"
-#include "../kernels/recurrent.h"
-#include "../kernels/convolution.h"
-#include "../kernels/depthwise_tile.h"
-#include "../kernels/winograd_transform.h"
-#include "../kernels/winograd.h"
-#include "../kernels/depthwise.h"
-#include "../kernels/pooling.h"
+#include "../kernels/every_kernel.h"
 
 namespace slipstream {
-const KernelTable table_avx512_bf16 = {avx512_bf16::linear_scratch, avx512_bf16::linear, avx512_bf16::activation,
-    avx512_bf16::transpose, avx512_bf16::norm,
-    avx512_bf16::attention_scratch, avx512_bf16::attention,
-    avx512_bf16::gather_image, avx512_bf16::convolution, avx512_bf16::depthwise,
-    avx512_bf16::linear_int8_scratch, avx512_bf16::linear_int8, avx512_bf16::range_of_rows,
-    avx512_bf16::depthwise_last,
-    avx512_bf16::winograd_scratch, avx512_bf16::winograd, avx512_bf16::recurrent_cell,
-    avx512_bf16::pooling};
+constexpr KernelTable table_avx512_bf16 = avx512_bf16::every_kernel();
 }  // namespace slipstream
 #endif

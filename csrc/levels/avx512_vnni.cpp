@@ -18,12 +18,6 @@
 #include "../kernels/linear_int8.h"
 
 namespace slipstream {
-const KernelTable table_avx512_vnni = [] {
-  KernelTable table = table_avx512;
-  table.linear_int8_scratch = avx512_vnni::linear_int8_scratch;
-  table.linear_int8 = avx512_vnni::linear_int8;
-  table.range_of_rows = avx512_vnni::range_of_rows;
-  return table;
-}();
+const KernelTable table_avx512_vnni = avx512_vnni::with_int8(table_avx512);
 }  // namespace slipstream
 #endif

@@ -11,29 +11,8 @@
 #include "../simd/vec.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
-#include "../kernels/post_op.h"
-#include "../kernels/activation.h"
-#include "../kernels/transpose.h"
-#include "../kernels/norm.h"
-#include "../kernels/linear_finish.h"
-#include "../kernels/linear_vector.h"
-#include "../kernels/linear_int8.h"
-#include "../kernels/attention.h"
-#include "../kernels/recurrent.h"
-#include "../kernels/convolution.h"
-#include "../kernels/depthwise_tile.h"
-#include "../kernels/winograd_transform.h"
-#include "../kernels/winograd.h"
-#include "../kernels/depthwise.h"
-#include "../kernels/pooling.h"
+#include "../kernels/every_kernel.h"
 
 namespace slipstream {
-const KernelTable table_baseline = {baseline::linear_scratch, baseline::linear, baseline::activation,
-    baseline::transpose, baseline::norm,
-    baseline::attention_scratch, baseline::attention,
-    baseline::gather_image, baseline::convolution, baseline::depthwise,
-    baseline::linear_int8_scratch, baseline::linear_int8, baseline::range_of_rows,
-    baseline::depthwise_last,
-    baseline::winograd_scratch, baseline::winograd, baseline::recurrent_cell,
-    baseline::pooling};
+constexpr KernelTable table_baseline = baseline::every_kernel();
 }  // namespace slipstream

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of a level with tiles, real or emulated: those on tiles, and the vector kernels for the rest.
+#include "../every_kernel.h"
+#include "linear.h"
+#include "linear_int8.h"
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+constexpr KernelTable every_kernel_with_tiles() {
+  KernelTable table = every_kernel();
+  table.linear_scratch = amx_linear_scratch;
+  table.linear = amx_linear;
+  table.linear_int8_scratch = amx_linear_int8_scratch;
+  table.linear_int8 = amx_linear_int8;
+  return table;
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream

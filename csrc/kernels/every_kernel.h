@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every vector kernel of a level, and the table of them. A level's file includes this after its vocabulary of simd/; a new kernel
+// is added here and in isa/table.h, and every level has it.
+#include "post_op.h"
+#include "activation.h"
+#include "transpose.h"
+#include "norm.h"
+#include "linear_finish.h"
+#include "linear_vector.h"
+#include "linear_int8.h"
+#include "attention.h"
+#include "recurrent.h"
+#include "convolution.h"
+#include "depthwise_tile.h"
+#include "winograd_transform.h"
+#include "winograd.h"
+#include "depthwise.h"
+#include "pooling.h"
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+constexpr KernelTable every_kernel() {
+  KernelTable table{};
+  table.linear_scratch = linear_scratch;
+  table.linear = linear;
+  table.activation = activation;
+  table.transpose = transpose;
+  table.norm = norm;
+  table.attention_scratch = attention_scratch;
+  table.attention = attention;
+  table.gather_image = gather_image;
+  table.convolution = convolution;
+  table.depthwise = depthwise;
+  table.depthwise_last = depthwise_last;
+  table.winograd_scratch = winograd_scratch;
+  table.winograd = winograd;
+  table.recurrent_cell = recurrent_cell;
+  table.pooling = pooling;
+  return with_int8(table);
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
