@@ -121,6 +121,7 @@ def load(
             "dtype": who.dtype,
             "threads": threads,
             "warm_up_s": who.warm_up_s,
+            "warm_up_calls": who.warm_up_calls,
         }
         row["ready_s"] = worker.ask({**request, "save": str(saved)}, timeout_s=LOAD_TIMEOUT_S)["setup_s"]
         if who.engine not in references:

@@ -20,6 +20,7 @@ class Settings:
     ``children`` says whether processes that the script starts are covered too. ``budget_s`` bounds the
     seconds that packing and guarding may take in one process. ``low_memory`` keeps one copy of a weight in
     memory: its pack, with the weight itself in a file.
+    ``early_graphs`` captures a model after three calls, and not only once its graph can be expected to pay for itself.
     ``decides_only`` plans, packs and checks each piece, and lets the original answer (`slipstream inspect`).
     ``at_once`` lets every piece that is right answer from its first call on, however fast it is, so that one run
     decides as another (`slipstream bisect`).
@@ -34,6 +35,7 @@ class Settings:
     low_memory: bool = False
     decides_only: bool = False
     at_once: bool = False
+    early_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

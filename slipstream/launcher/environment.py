@@ -133,6 +133,7 @@ def _with_engine(optimization: Optimization, environ: dict[str, str], reasons: d
     settings = Settings(
         dtype=optimization.dtype,
         graph_mode=optimization.graph_mode,
+        early_graphs=optimization.early_graphs,
         verbose=optimization.verbose,
         float32_matmul_precision=optimization.float32_matmul_precision,
         budget_s=optimization.setup_budget,

@@ -92,6 +92,7 @@ OPTIMIZATION = (
     choice("dtype", ("float32", "bfloat16", "float16"), "compute in this type under --auto-ipex; float16 where the CPU has it"),
     switch("auto-ipex-verbose", "print on stderr what is optimized and why, as it is decided"),
     switch("disable-ipex-graph-mode", "no graph capture under --auto-ipex"),
+    switch("early-graphs", "capture graphs at a model's third call, not only once they can be expected to pay: for services"),
     choice(
         "float32-matmul-precision",
         ("script", "highest", "high", "medium"),

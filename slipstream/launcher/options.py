@@ -64,6 +64,7 @@ class Optimization:
     dtype: str = "float32"
     verbose: bool = False
     graph_mode: bool = True
+    early_graphs: bool = False
     float32_matmul_precision: str | None = None
     setup_budget: float | None = None
     low_memory: bool = False
@@ -234,6 +235,7 @@ def _optimization(values: Namespace, *, elsewhere: bool) -> Optimization:
         dtype=values.dtype,
         verbose=values.auto_ipex_verbose,
         graph_mode=not values.disable_ipex_graph_mode,
+        early_graphs=values.early_graphs,
         float32_matmul_precision=None if precision == "script" else precision,
         setup_budget=values.budget,
         low_memory=values.low_memory,

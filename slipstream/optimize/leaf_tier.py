@@ -81,7 +81,7 @@ def install(settings: Any) -> None:
     guards.speed.trusting = settings.at_once
     piecewise = settings.low_memory or settings.decides_only or settings.at_once  # a graph would answer for its pieces
     graph = settings.graph_mode and not piecewise
-    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, graph)
+    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, graph, settings.early_graphs)
     _everywhere[:] = [options]
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())

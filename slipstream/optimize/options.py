@@ -34,12 +34,14 @@ def fair(spent: tuple[float, float]) -> float:
 @dataclass(frozen=True)
 class Options:
     """``dtype``: float32 weights are packed in it. ``low_memory``: one copy of a weight in memory.
-    ``decides_only``: plan, pack and check, and let the original answer. ``graph``: with the graph tier."""
+    ``decides_only``: plan, pack and check, and let the original answer. ``graph``: with the graph tier;
+    ``early``: at the third call, and not only where it can be expected to pay for itself."""
 
     dtype: torch.dtype = torch.float32
     low_memory: bool = False
     decides_only: bool = False
     graph: bool = False
+    early: bool = False
 
 
 def compute_dtype(settings: Any) -> torch.dtype:

@@ -21,7 +21,7 @@ from slipstream.optimize.graph import background
 from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race
-from slipstream.optimize.graph.schedule import Schedule
+from slipstream.optimize.graph.schedule import schedule_of
 from slipstream.optimize.options import Options, set_up
 
 _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
@@ -47,7 +47,7 @@ class RootCall:
         self.options = options
         self.inner = inner
         self.ways: tuple[Way, ...] = ()
-        self.schedule = Schedule(sum(1 for part in module.modules() if not part._modules))
+        self.schedule = schedule_of(module, options.dtype, early=options.early)
         self.capturing = False
         function = function_of(module)
         self.arguments = None if function is None else Arguments(function)

@@ -305,8 +305,8 @@ import torch
 from slipstream.autopatch.settings import Settings
 from slipstream.optimize import leaf_tier
 from slipstream.optimize.graph import background, schedule
-schedule.CALLS, schedule.SMALL_S, schedule.TIMES_AS_LONG = 1, 0.0, 0.0
-leaf_tier.install(Settings())
+schedule.CALLS, schedule.SMALL_S = 1, 0.0
+leaf_tier.install(Settings(early_graphs=True))
 model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(60))).eval()
 with torch.inference_mode():
     for _ in range(3):

@@ -2,9 +2,11 @@
 """When a model is captured: not for a script that ends soon, not for tiny calls, a bounded number of times."""
 
 import pytest
+import torch
+from torch import nn
 
 from slipstream.optimize.graph import schedule
-from slipstream.optimize.graph.schedule import Schedule
+from slipstream.optimize.graph.schedule import Schedule, schedule_of
 
 
 def call_until_due(plan, seconds, sizes=((1, 2),), most=100_000):
@@ -15,22 +17,55 @@ def call_until_due(plan, seconds, sizes=((1, 2),), most=100_000):
     return None
 
 
-def test_the_model_has_to_run_several_times_as_long_as_a_capture_takes():
-    plan = Schedule(modules=100)
+def seconds_until_due(plan, seconds):
+    calls = call_until_due(plan, seconds)
+    return None if calls is None else calls * seconds
+
+
+def convolutional(count):
+    return nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(count)))
+
+
+def dense(count):
+    return nn.Sequential(*(nn.Linear(1, 1) for _ in range(count)))
+
+
+def test_a_capture_waits_until_a_graph_would_have_saved_what_it_costs():
+    plan = Schedule(modules=100, share=0.1)
     calls = call_until_due(plan, 0.1)
-    assert calls * 0.1 == pytest.approx(schedule.TIMES_AS_LONG * 100 * schedule.CAPTURE_S_PER_MODULE, abs=0.11)
+    assert plan.saved() >= plan.cost()
+    spent = calls * 0.1
+    costs = schedule.BESIDE * 100 * schedule.CAPTURE_S_PER_MODULE + schedule.CALLS_OF_PROOF * 0.1
+    assert spent * 0.1 + calls * 100 * schedule.DISPATCH_S == pytest.approx(costs, rel=0.02)
+
+
+def test_what_gains_more_is_captured_earlier():
+    """Convolutions before linear layers, bfloat16 before float32, short calls of many layers before long ones."""
+    waits = [
+        seconds_until_due(schedule_of(model, dtype, early=False), 0.1)
+        for model in (convolutional(50), dense(50))
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    assert waits[0] < waits[1] < waits[3] and waits[0] < waits[2] < waits[3]
+    assert seconds_until_due(Schedule(100, 0.05), 0.005) < seconds_until_due(Schedule(100, 0.05), 0.5)
+
+
+def test_whoever_knows_that_the_script_is_long_need_not_wait():
+    plan = schedule_of(dense(500), torch.float32, early=True)
+    assert call_until_due(plan, 0.001) == schedule.CALLS
+    assert call_until_due(schedule_of(dense(500), torch.float32, early=True), schedule.SMALL_S / 2) is None
 
 
 def test_one_long_call_is_not_enough():
-    assert call_until_due(Schedule(modules=1), 1000.0) == schedule.CALLS
+    assert call_until_due(Schedule(modules=1, share=1000.0), 1000.0) == schedule.CALLS
 
 
 def test_tiny_calls_never_are():
-    assert call_until_due(Schedule(modules=1), schedule.SMALL_S / 2) is None
+    assert call_until_due(Schedule(modules=1, share=0.1), schedule.SMALL_S / 2) is None
 
 
 def test_each_further_capture_waits_longer_and_there_is_a_last_one():
-    plan, waits = Schedule(modules=50), []
+    plan, waits = Schedule(modules=50, share=0.1), []
     for _ in range(schedule.MOST_CAPTURES):
         waits.append(call_until_due(plan, 0.05))
         plan.begin()
@@ -39,11 +74,11 @@ def test_each_further_capture_waits_longer_and_there_is_a_last_one():
 
 
 def test_sizes_that_change_are_captured_as_such():
-    plan = Schedule(modules=1)
+    plan = Schedule(modules=1, share=0.1)
     call_until_due(plan, 1.0)
     assert not plan.is_varied()
     plan.note(1.0, ((1, 3),))
     assert plan.is_varied()
-    fresh = Schedule(modules=1)
+    fresh = Schedule(modules=1, share=0.1)
     fresh.begin()
     assert fresh.is_varied(), "the first capture did not hold for calls that came after it"
