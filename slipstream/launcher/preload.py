@@ -30,9 +30,9 @@ INSTALL = {
 JEMALLOC = "oversize_threshold:1,background_thread:true,metadata_thp:auto"
 JEMALLOC_BENCHMARK = "oversize_threshold:1,background_thread:false,metadata_thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"
 # The system's malloc hands freed blocks above a moving threshold back to the kernel, and each next layer's
-# activations then cost a page fault for every 4 KB. 32 MB is the highest threshold that glibc takes; the other
-# number is "never give back from the top".
-KEEP = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
+# activations then cost a page fault for every 4 KB. Its threshold ends at 32 MB, less than a batch of images, so no
+# block gets a mapping of its own; the other number is "never give back from the top".
+KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 ALLOCATORS = {
     "default": "the system's",
     "keep": "the system's, keeping freed blocks",
@@ -155,7 +155,7 @@ def _candidates(libraries: Libraries, environ: Mapping[str, str]) -> dict[str, d
 
 def _settings(allocator: str, libraries: Libraries) -> tuple[tuple[str, str, str], ...]:
     if allocator == "keep":
-        return (("GLIBC_TUNABLES", KEEP, "freed blocks up to 32 MB stay in the process: no page faults at their next use"),)
+        return (("GLIBC_TUNABLES", KEEP, "freed blocks stay in the process, up to 16 GB: no page faults at their next use"),)
     if allocator != "jemalloc":
         return ()
     if libraries.benchmark:

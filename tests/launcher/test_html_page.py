@@ -19,7 +19,7 @@ def report(codes=(0, 0), taken=True, lines=("throughput: 100 images/s", "through
             metrics.listen(index, line)
     numbers = range(len(codes))
     planned = {"nodes": [0], "threads": 1, "memory_policy": "none", "memory_nodes": [], "argv": ["python", "a <b>.py"]}
-    env = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"}
+    env = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"}
     return {
         "plan": {
             "instances": [{"index": n, "cpus": [n], **planned, "env": env, "reasons": {}} for n in numbers],

@@ -41,7 +41,7 @@ libc.free.argtypes = [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 start = time.perf_counter()
 for _ in range(5):
-    for kilobytes in (64, 512, 3072, 12288):
+    for kilobytes in (64, 512, 3072, 12288, 49152):
         first, second = libc.malloc(kilobytes * 1024), libc.malloc(kilobytes * 1024)
         libc.memset(first, 1, kilobytes * 1024)
         libc.memset(second, 1, kilobytes * 1024)
