@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from benchmarks.contest import contestants
 from slipstream.errors import UsageError
 
-MODELS = ("resnet50", "resnet50_b1", "mobilenet", "convnext", "vit", "bert", "bert_b1", "bertqa", "lstm")
+MODELS = (
+    "resnet50", "resnet50_b1", "mobilenet", "efficientnet", "convnext", "vit", "swin", "unet",
+    "bert", "bert_b1", "bertqa", "distilbert", "deberta", "t5", "whisper", "wav2vec2", "clip", "dlrm", "lstm",
+)  # fmt: skip
 """The keys of models.CASES, which cannot be imported without torch; a test holds the two together."""
 
 EXAMPLES = ("semantic_search", "classify_text", "classify_images")
