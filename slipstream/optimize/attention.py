@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,15 @@ class Call:
             scale=self.scale, enable_gqa=self.enable_gqa,
         )  # fmt: skip
         return y.to(q.dtype)
+
+    def in_autocast(self) -> Call:
+        """The call that the script's autocast to bfloat16 makes of this one."""
+
+        def cast(x: torch.Tensor | None) -> torch.Tensor | None:
+            return x.to(torch.bfloat16) if isinstance(x, torch.Tensor) and x.dtype is torch.float32 else x
+
+        changed: Any = {name: cast(getattr(self, name)) for name in ("query", "key", "value", "attn_mask")}
+        return replace(self, **changed)
 
     def is_ordinary(self) -> bool:
         """Four axes, one dtype, shapes that agree, no dropout, nothing for torch to complain about."""
@@ -164,7 +173,11 @@ def _answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | Non
     except TypeError:
         return None
     try:
-        if not _wanted or not call.is_ordinary() or call.records_gradients():
+        if not _wanted or call.records_gradients():
+            return None
+        if gates.in_autocast():
+            call = call.in_autocast()
+        if not call.is_ordinary():
             return None
         dtype = torch.bfloat16 if call.query.dtype == torch.bfloat16 else _wanted[0]
         size = call.size()

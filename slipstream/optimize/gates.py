@@ -18,6 +18,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _autocast = torch.is_autocast_enabled
+_autocast_dtype = torch.get_autocast_dtype
 _mkldnn = torch._C._get_mkldnn_enabled
 _global_hooks = (
     module_file._global_forward_hooks,
@@ -28,17 +29,22 @@ _global_hooks = (
 
 
 def call_is_plain() -> bool:
-    """No tracing, mode, transform or autocast is active that would want to see the original operators."""
+    """No tracing, mode, transform or float16 autocast is active that would want to see the original operators."""
     return not (
         _tracing_state()
         or _dispatch_modes()
         or _function_modes()
         or _functorch_level() is not None
-        or _autocast("cpu")
+        or (_autocast("cpu") and _autocast_dtype("cpu") is not torch.bfloat16)
         or forward_ad._current_level >= 0
         or not _mkldnn()
         or _checks_running
     )
+
+
+def in_autocast() -> bool:
+    """Whether the script asked for lower precision here; of a plain call that means bfloat16."""
+    return _autocast("cpu")
 
 
 def stand_aside_in_trace_checks() -> None:
@@ -85,7 +91,7 @@ def why_not_plain(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
     """The sentence for the report where a call was left to the original before anything was decided."""
     reasons = (
         (not module_is_plain(module), "it has hooks or a forward of its own"),
-        (_autocast("cpu"), "the script's own autocast is on, and its choice stands"),
+        (_autocast("cpu") and _autocast_dtype("cpu") is not torch.bfloat16, "the script's own autocast is on, and its choice stands"),
         (not call_is_plain(), "torch was tracing or transforming, or a mode was on: that wants the original operators"),
         (len(args) != 1 or bool(kwargs), "called otherwise than with one argument"),
         (bool(args) and not tensor_is_plain(args[0]), "the input is no plain CPU tensor"),

@@ -35,13 +35,15 @@ def fair(spent: tuple[float, float]) -> float:
 class Options:
     """``dtype``: float32 weights are packed in it. ``low_memory``: one copy of a weight in memory.
     ``decides_only``: plan, pack and check, and let the original answer. ``graph``: with the graph tier;
-    ``early``: at the third call, and not only where it can be expected to pay for itself."""
+    ``early``: at the third call, and not only where it can be expected to pay for itself.
+    ``autocast``: for calls inside the script's own autocast to bfloat16, with results as that gives them."""
 
     dtype: torch.dtype = torch.float32
     low_memory: bool = False
     decides_only: bool = False
     graph: bool = False
     early: bool = False
+    autocast: bool = False
 
 
 def compute_dtype(settings: Any) -> torch.dtype:

@@ -87,7 +87,7 @@ def test_every_gradient_mode(engine, name):
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_the_users_autocast_gets_the_original(engine, name):
+def test_the_users_autocast_keeps_its_meaning(engine, name):
     def under_autocast():
         with torch.autocast("cpu", torch.bfloat16):
             try:
@@ -99,7 +99,9 @@ def test_the_users_autocast_gets_the_original(engine, name):
     wanted = under_autocast()
     engine("bfloat16")
     call(model, inputs)
-    check_same(under_autocast(), wanted, 0)
+    for _ in range(2):
+        check_same(under_autocast(), wanted, LIMIT["bfloat16"])
+    check_nothing_failed()
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in DRAWING])

@@ -101,7 +101,7 @@ def test_sampled_seconds_stand_for_all_calls(monkeypatch):
     ("prepare", "sentence"),
     [
         (lambda layer: layer.register_forward_hook(lambda *_: None), "it has hooks"),
-        (lambda layer: torch.autocast("cpu"), "autocast"),
+        (lambda layer: torch.autocast("cpu", torch.float16), "autocast"),
     ],
 )
 def test_a_piece_that_stands_aside_says_why(timed, prepare, sentence):

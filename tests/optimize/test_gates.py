@@ -98,7 +98,7 @@ def test_the_users_autocast_keeps_its_meaning(net):
     model, x = net
     with torch.autocast("cpu", torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
-        assert torch.equal(model(x), plain(model, x))
+        assert error(model(x), plain(model, x)) < 2e-2
 
 
 @torch.no_grad()

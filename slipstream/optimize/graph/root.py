@@ -61,6 +61,7 @@ class RootCall:
             or module.training
             or torch.is_grad_enabled()
             or not gates.call_is_plain()
+            or gates.in_autocast()
             or not gates.module_is_plain(module)
         ):
             return self._plain(module, args, kwargs)

@@ -124,7 +124,7 @@ class ConvolutionPiece(WeightLayerPiece):
         if isinstance(packed, kernel.PackedConvolution):
             bias = None if bias is None else bias.float()
             y = kernel.convolution(image, packed, bias, post_op=self.followers.form.post_op or "none")
-            y = layouts.as_expected(y, x.dtype, self._comes_out_channels_last(x))
+            y = layouts.as_expected(y, self.out_dtype(x.dtype), self._comes_out_channels_last(x))
             return y.squeeze(2) if self.rank == 1 else y
         channels_last = weight_is_channels_last or self._comes_out_channels_last(x)
         source = transpose.to_channels_last(image, dtype)
@@ -140,7 +140,7 @@ class ConvolutionPiece(WeightLayerPiece):
             y = _ops._convolution_pointwise(
                 source, packed, bias, padding, stride, dilation, module.groups, *tail
             )
-        y = layouts.as_expected(y, x.dtype, channels_last)
+        y = layouts.as_expected(y, self.out_dtype(x.dtype), channels_last)
         return y.squeeze(2) if self.rank == 1 else y
 
     def sample(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, float]:

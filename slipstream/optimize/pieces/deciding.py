@@ -74,7 +74,8 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
             piece.light.add(size)
             say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
             return None
-        question = (piece.kind(module, tensors, dtype), size, piece.post_name(), torch.get_num_threads())
+        kind = piece.kind(module, tensors, dtype)
+        question = (kind, size, piece.post_name(), torch.get_num_threads(), piece.options.autocast)
         if piece.options.decides_only:
             _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
             return None

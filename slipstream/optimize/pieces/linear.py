@@ -79,12 +79,13 @@ class LinearPiece(WeightLayerPiece):
         bias = tensors[1] if self.followers.norm is None else shift
         form = self.followers.form
         if isinstance(packed, kernel.PackedLinear):
-            return kernel.linear(x, packed, bias, post_op=form.post_op or "none")
+            out = self.out_dtype(x.dtype)
+            return kernel.linear(x, packed, bias, post_op=form.post_op or "none", out_dtype=out)
         x16 = x.to(torch.bfloat16)
         y = torch.ops.mkldnn._linear_pointwise(
             x16, packed, bias, form.attribute, list(form.scalars), form.algorithm
         )
-        return y.to(x.dtype)  # type: ignore[no-any-return]
+        return y.to(self.out_dtype(x.dtype))  # type: ignore[no-any-return]
 
     def sample(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, float]:
         row_macs = max(1, self.depth * self.width)
@@ -105,8 +106,8 @@ class TransposedLinearPiece(LinearPiece):
     act = "packed linear (Conv1D)"
     depth_axis = 0
 
-    def __init__(self, module: Any, name: str, options: Options) -> None:
-        WeightLayerPiece.__init__(self, module, name, options)
+    def __init__(self, module: Any, name: str, options: Options, followers: Followers | None = None) -> None:
+        WeightLayerPiece.__init__(self, module, name, options, followers)
         self.depth, self.width = module.weight.shape
 
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:

@@ -56,7 +56,7 @@ class LstmPiece(RecurrentPiece):
             return super().run(module, x, content, tensors)
         lstm: Any = module
         cells, dtype = content
-        outside = x[0].dtype
+        outside = self.out_dtype(x[0].dtype)
         batch = x[0].size(0 if lstm.batch_first else 1)
         zeros = x[0].new_zeros(lstm.num_layers * self.directions, batch, lstm.hidden_size)
         y, h, c = ((zeros if part is None else part).to(dtype) for part in x[:3])

@@ -57,11 +57,13 @@ class NormPiece(Piece):
         elements = x.numel()
         if not elements or x.shape[-len(self.shape) :] != self.shape:
             return None
-        dtype = x.dtype
+        dtype, held = x.dtype, None
         for tensor in module.__dict__["_parameters"].values():
-            if tensor is not None and tensor.dtype is not dtype:
-                return None  # torch allows some of the mixtures
-        return dtype, elements.bit_length()
+            if tensor is not None:
+                held = tensor.dtype
+                if held is not dtype and not (self.centred and held is torch.float32 and dtype is torch.bfloat16):
+                    return None  # torch raises, or warns
+        return dtype, held, elements.bit_length()
 
     def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
         if x.dtype not in (torch.float32, torch.bfloat16):

@@ -8,6 +8,7 @@ answers a call or returns None, upon which the caller runs the original.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import weakref
@@ -52,6 +53,9 @@ class Piece:
         self.waiting = 0
         self.seen_before = False
         self.account = accounts.Account(type(module).__name__)
+        self.other: Piece | None = None
+        if options.autocast:
+            self.act += ", in autocast"
 
     # What an operator says about itself -------------------------------------------------------------------
 
@@ -108,6 +112,14 @@ class Piece:
         """The module's own forward, for comparison."""
         return module.forward(x)
 
+    def again(self, module: nn.Module, options: Options) -> Piece:
+        """A piece like this one for the same module, of which nothing is known yet."""
+        return type(self)(module, self.name, options)
+
+    def out_dtype(self, given: torch.dtype) -> torch.dtype:
+        """The result's dtype for an input of this one, where the operator is one that autocast casts for."""
+        return torch.bfloat16 if self.options.autocast else given
+
     # The call ---------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +148,8 @@ class Piece:
     def answer(self, module: nn.Module, x: Any) -> Any:
         """The answer: fast, or while that is being decided also the original's; None where the original has to run."""
         now = None
+        if gates.in_autocast() is not self.options.autocast:
+            return self._for_autocast(module).answer(module, x)
         try:
             tensors = self.tensors(module)
             if tensors is None:
@@ -163,6 +177,16 @@ class Piece:
             self._failed(error)
             return None
         return self._learn_from_original(module, x, tensors, now)
+
+    def _for_autocast(self, module: nn.Module) -> Piece:
+        """What answers inside the script's own autocast: with packs, verdicts and an account of its own."""
+        other = self.other
+        if other is None:
+            options = dataclasses.replace(self.options, dtype=torch.bfloat16, autocast=True)
+            other = self.again(module, options)
+            other.shares_module = self.shares_module
+            other.other, self.other = self, other
+        return other
 
     def serve(self, module: nn.Module, x: Any, pack: packs.Pack, tensors: Tensors, recorded: bool) -> Any:
         """The fast answer from this pack; None from who only decides."""
@@ -239,7 +263,7 @@ class Piece:
         return self.is_given_up() or (not self.wins and self.losses >= PATIENCE)
 
     def _leave(self, module: nn.Module) -> None:
-        if not self.shares_module:
+        if not self.shares_module and (self.other is None or not self.other.verdicts or self.other.is_hopeless()):
             module.__dict__["_compiled_call_impl"] = None
 
     def give_up(self, module: nn.Module, why: str, **figures: float) -> None:
@@ -282,7 +306,7 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         needed = ctx.needs_input_grad[3:]
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=ctx.piece.options.autocast):
             # Views, so that a weight that also stands behind x gets from here only what comes directly.
             inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
             y = ctx.piece.replay(ctx.module, inputs[0], tuple(inputs[1:]))

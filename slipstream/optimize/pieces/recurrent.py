@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from slipstream.kernels import native
 from slipstream.kernels import recurrent as kernel
+from slipstream.kernels.operands import DTYPES
 from slipstream.optimize import gates, guards
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.piece import Piece, Tensors
@@ -32,7 +33,7 @@ class RecurrentPiece(Piece):
     def __init__(self, module: nn.RNNBase, name: str, options: Options) -> None:
         super().__init__(module, name, options)
         self.cell = module.mode.lower()
-        self.act = f"packed {self.cell.partition('_')[0]}"
+        self.act = f"packed {self.cell.partition('_')[0]}{', in autocast' if options.autocast else ''}"
         self.directions = 2 if module.bidirectional else 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,6 +79,10 @@ class RecurrentPiece(Piece):
                 states = tuple(state.index_select(1, given.unsorted_indices) for state in states)
         return y, states if self.cell == "lstm" else states[0]
 
+    def out_dtype(self, given: torch.dtype) -> torch.dtype:
+        """A GRU's state is a sum with the state before, which autocast does not cast."""
+        return given if self.cell == "gru" else super().out_dtype(given)
+
     def tensors(self, module: nn.Module) -> Tensors | None:
         return tuple(module.__dict__["_flat_weights"])
 
@@ -97,9 +102,10 @@ class RecurrentPiece(Piece):
 
     def plan(self, x: Any, tensors: Tensors) -> torch.dtype | str:
         weight = tensors[0]
-        if weight is None or any(t is None or t.dtype != weight.dtype for t in (x[0], *tensors)):
+        given = {None if tensor is None else tensor.dtype for tensor in (x[0], *tensors)}
+        if weight is None or (len(given) > 1 and not self.options.autocast):
             return "input and weights differ in dtype"
-        if weight.dtype not in (torch.float32, torch.bfloat16):
+        if not given <= set(DTYPES):
             return f"no kernel for {weight.dtype}"
         dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
         if self.options.low_memory and dtype == weight.dtype == torch.float32:
@@ -128,7 +134,7 @@ class RecurrentPiece(Piece):
         across = batch_sizes is None and module.batch_first
         y, *states = kernel.recurrent(
             data.transpose(0, 1) if across else data, content, h, c,
-            batch_sizes=() if batch_sizes is None else batch_sizes.tolist(),
+            batch_sizes=() if batch_sizes is None else batch_sizes.tolist(), out_dtype=self.out_dtype(data.dtype),
         )  # fmt: skip
         return (y.transpose(0, 1) if across else y, *(state for state in states if state is not None))
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
+from slipstream.kernels.operands import DTYPES
 from slipstream.optimize import one_copy
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.followers import Followers
@@ -22,7 +23,10 @@ class WeightLayerPiece(Piece):
     def __init__(self, module: nn.Module, name: str, options: Options, followers: Followers | None = None) -> None:
         super().__init__(module, name, options)
         self.followers = followers or Followers()
-        self.act += self.followers.words()
+        self.act = f"{type(self).act}{self.followers.words()}{', in autocast' if options.autocast else ''}"
+
+    def again(self, module: nn.Module, options: Options) -> Piece:
+        return type(self)(module, self.name, options, self.followers)
 
     def tensors(self, module: nn.Module) -> Tensors | None:
         parameters = module.__dict__["_parameters"]
@@ -35,10 +39,11 @@ class WeightLayerPiece(Piece):
         """The dtype to multiply in as far as the dtypes of input and weights decide, or why they do not fit."""
         weight = tensors[0]
         assert weight is not None
-        if any(tensor is not None and tensor.dtype != weight.dtype for tensor in (x, *tensors)):
+        given = {tensor.dtype for tensor in (x, *tensors) if tensor is not None}
+        if not given <= set(DTYPES):
+            return f"no kernel for {weight.dtype}" if len(given) == 1 else "input, weight and bias differ in dtype"
+        if len(given) > 1 and not self.options.autocast:
             return "input, weight and bias differ in dtype"
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"no kernel for {weight.dtype}"
         return torch.bfloat16 if weight.dtype == torch.bfloat16 else self.options.dtype
 
     def would_be_a_copy(self, tensors: Tensors, dtype: torch.dtype) -> bool:
