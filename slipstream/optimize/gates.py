@@ -91,7 +91,7 @@ def why_not_plain(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
     """The sentence for the report where a call was left to the original before anything was decided."""
     reasons = (
         (not module_is_plain(module), "it has hooks or a forward of its own"),
-        (_autocast("cpu") and _autocast_dtype("cpu") is not torch.bfloat16, "the script's own autocast is on, and its choice stands"),
+        (_autocast("cpu") and _autocast_dtype("cpu") != torch.bfloat16, "the script's own autocast is on, not to bfloat16"),
         (not call_is_plain(), "torch was tracing or transforming, or a mode was on: that wants the original operators"),
         (len(args) != 1 or bool(kwargs), "called otherwise than with one argument"),
         (bool(args) and not tensor_is_plain(args[0]), "the input is no plain CPU tensor"),

@@ -79,7 +79,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
         with (
             convert_frame.compile_lock,
             _in_silence(dynamo),
-            torch._dynamo.config.patch(allow_rnn=recurrent, skip_nnmodule_hook_guards=False),
+            torch._dynamo.config.patch(allow_rnn=recurrent, skip_nnmodule_hook_guards=False, specialize_float=True),
             dynamo.get_metrics_context(),
             dynamo.dynamo_timed("fullgraph_capture"),
             set_enable_dynamic(dynamic),

@@ -51,12 +51,15 @@ class Row:
             self.nodes.append(user)
             self.post_op = found
 
-    def take(self, name: str) -> fx.Node | None:
-        """The other operand of a following ``add`` or ``mul`` of two like tensors, which joins the row."""
+    def take(self, name: str, *, promoted: bool = False) -> fx.Node | None:
+        """The other operand of a following ``add`` or ``mul`` of two like tensors, which joins the row.
+
+        ``promoted``: also where one is bfloat16 and one float32, as within autocast.
+        """
         user = self.next()
         if user is None or name_of(user) != name:
             return None
-        other = _other_operand(user, self.last)
+        other = _other_operand(user, self.last, promoted=promoted)
         if other is not None:
             self.nodes.append(user)
         return other
@@ -132,7 +135,7 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     if scale is None:
         row.take_activation()
         row.multiplier = row.take("mul")
-    row.residual = row.take("add")
+    row.residual = row.take("add", promoted=True)
     order = None if row.residual is not None else row.take_permuted_sum(graph)
     operator = Linear(_product_for(node, product), _dtype(row.last), row.post_op)
     inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
@@ -214,7 +217,7 @@ def _fuse_layer_norm(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
         return 0
     nodes, source, residual = [node], given["input"], None
     if name_of(source) == "add" and only_user(source) is node:
-        terms = _terms(source)
+        terms = _terms(source, promoted=True)
         if terms is not None:
             nodes, source, residual = [source, node], *terms
     return _replace(graph, nodes, LayerNorm(_dtype(node), given.get("eps", 1e-5)), (source, residual, weight, bias))
@@ -304,22 +307,24 @@ def _replace(
     return 1
 
 
-def _terms(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The operands of an add or mul, where both are tensors of the result's shape and dtype."""
+def _terms(node: fx.Node, *, promoted: bool = False) -> tuple[fx.Node, fx.Node] | None:
+    """The operands of an add or mul, where both are tensors of the result's shape and dtype, or may be promoted to it."""
     given = arguments(node)
     if given is None or given.get("alpha", 1) != 1 or set(given) - {"input", "other", "alpha"}:
         return None
     want = tensor(node)
     for operand in (given["input"], given["other"]):
         have = tensor(operand)
-        if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+        if have is None or want is None or have.shape != want.shape:
+            return None
+        if have.dtype != want.dtype and not (promoted and {have.dtype, want.dtype} == set(DTYPES)):
             return None
     return given["input"], given["other"]
 
 
-def _other_operand(node: fx.Node, known: fx.Node) -> fx.Node | None:
+def _other_operand(node: fx.Node, known: fx.Node, *, promoted: bool = False) -> fx.Node | None:
     """Of an add or mul of ``known`` and a like tensor, the latter."""
-    terms = _terms(node)
+    terms = _terms(node, promoted=promoted)
     return None if terms is None else terms[1] if terms[0] is known else terms[0]
 
 
@@ -333,10 +338,11 @@ def _are_given(*weights: Any) -> bool:
 
 
 def _computes(node: fx.Node, *inputs: Any) -> bool:
-    """Whether inputs and result are of one dtype that we have kernels for."""
+    """Whether inputs and result are of one dtype that we have kernels for, or autocast makes them so."""
     made = tensor(node)
-    return made is not None and made.dtype in DTYPES and all(
-        (found := tensor(value)) is not None and found.dtype == made.dtype for value in inputs
+    found = {None if tensor(value) is None else tensor(value).dtype for value in inputs}  # type: ignore[union-attr]
+    return made is not None and made.dtype in DTYPES and (
+        found == {made.dtype} or (made.dtype == torch.bfloat16 and found == {torch.float32})
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.mutation import make_pure
+from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.operator import WeightOperator
 from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
@@ -20,17 +22,23 @@ from slipstream.optimize.graph.simplify import simplify
 
 @dataclass(frozen=True)
 class Lowered:
-    """``reference`` is the script's own arithmetic without in-place operations, ``fast`` ours; both are pure."""
+    """``reference`` is the script's own arithmetic without in-place operations, ``fast`` ours; both are pure.
+
+    ``product`` is the least precise dtype that is multiplied in, ``regions`` whether there is autocast within.
+    """
 
     reference: fx.GraphModule
     fast: fx.GraphModule
     operators: int
+    product: torch.dtype = torch.float32
+    regions: bool = False
 
 
 def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lowered:
     """Lower a graph and pack its weights. Raises CaptureRefused where it is impure, or nothing in it is ours."""
     pure = _copy(captured.graph)
     make_pure(pure)
+    regions = remember_regions(pure)
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
@@ -42,7 +50,8 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs)
-    return Lowered(reference, fast, operators)
+    products = {node.target.product for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)}
+    return Lowered(reference, fast, operators, torch.bfloat16 if torch.bfloat16 in products else torch.float32, regions)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from slipstream.optimize import guards
+from slipstream.optimize.graph.autocast import left_on_error
 from slipstream.optimize.graph.lower import Lowered
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -26,11 +27,11 @@ UNDECIDED_CALLS = 4
 class Program:
     """Runs a graph: the reference and the fast one the first time, then the fast one. ``broken`` says why no longer."""
 
-    def __init__(self, lowered: Lowered, dtype: torch.dtype) -> None:
+    def __init__(self, lowered: Lowered) -> None:
         self.lowered = lowered
         self.reference: Callable[..., Any] = lowered.reference.forward
         self.fast: Callable[..., Any] = lowered.fast.forward
-        self.dtype = dtype
+        self.dtype = lowered.product
         self.error = 0.0
         self.broken: str | None = None
         self.is_right = False
@@ -42,9 +43,10 @@ class Program:
         if self.broken is not None:
             return self._refer(inputs)
         try:
-            if self.is_right:
+            if self.is_right and not self.lowered.regions:
                 return self.fast(*inputs)
-            return self._prove(inputs)
+            with left_on_error():
+                return self.fast(*inputs) if self.is_right else self._prove(inputs)
         except Exception as error:  # noqa: BLE001 - a failure of ours, or the script's own error, which the reference raises again
             result = self._refer(inputs)
             self.broken = f"slipstream failed: {type(error).__name__}: {error}"
@@ -53,7 +55,8 @@ class Program:
     def _refer(self, inputs: tuple[Any, ...]) -> Any:
         """The script's own arithmetic; what that raises is the script's to see, and kept to be known by."""
         try:
-            return self.reference(*inputs)
+            with left_on_error():
+                return self.reference(*inputs)
         except Exception as error:
             self.raised = error
             raise

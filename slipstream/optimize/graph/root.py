@@ -17,7 +17,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.optimize import gates
-from slipstream.optimize.graph import background
+from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race
@@ -61,7 +61,6 @@ class RootCall:
             or module.training
             or torch.is_grad_enabled()
             or not gates.call_is_plain()
-            or gates.in_autocast()
             or not gates.module_is_plain(module)
         ):
             return self._plain(module, args, kwargs)
@@ -98,22 +97,23 @@ class RootCall:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         varied = self.schedule.is_varied()
-        inference = torch.is_inference_mode_enabled()
+        modes = torch.is_inference_mode_enabled(), autocast.state_here()
         self.capturing = True
         self.schedule.begin()
         likenesses = alike((args, kwargs))
-        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, inference=inference))
+        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, modes=modes))
 
     def _capture(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, inference: bool
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, modes: tuple[bool, Any]
     ) -> None:
         """In a thread of ours. Whatever fails, the old way goes on."""
+        inference, region = modes
         start = time.perf_counter()
         try:
-            with torch.inference_mode(inference), torch.no_grad():
+            with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
                 captured = capture(module, args, kwargs, dynamic=dynamic)
                 with background.one_thread():
-                    program = Program(lower(captured.graph, captured.inputs, self.options.dtype), self.options.dtype)
+                    program = Program(lower(captured.graph, captured.inputs, self.options.dtype))
             self.ways = (Way(captured, program), *self.ways)
             operators = program.lowered.operators
             self._note(False, f"captured with {operators} fused operators, being tried", time.perf_counter() - start)
