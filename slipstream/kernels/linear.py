@@ -11,6 +11,7 @@ Rows are independent: a NaN or infinity in one row of x reaches no other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
-__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "linear", "pack", "plain_linear"]
+__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "join", "linear", "pack", "plain_linear"]
+
+PANEL = 32
+"""Columns of y whose weights lie together: csrc/kernels/linear.h."""
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
@@ -51,6 +55,25 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype) -> PackedLinear:
             data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16)
             return PackedLinear(data, n, k, dtype, True)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False)
+
+
+def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear]]:
+    """One weight [n1 + n2 + …, k] for one call, of weights with the same k; and the parts again, as views of it.
+
+    Raises UsageError where k, dtype or kind of pack differ, or a part before the last ends within a panel of 32 outputs.
+    """
+    first = parts[0]
+    for part in parts:
+        if (part.k, part.dtype, part.native) != (first.k, first.dtype, first.native):
+            raise UsageError.of("parts", f"of k {part.k} in {part.dtype}", f"the first has k {first.k}, {first.dtype}")
+    if any(part.n % PANEL for part in parts[:-1]):
+        raise UsageError.of("parts", [part.n for part in parts], f"n of all but the last has to be a multiple of {PANEL}")
+    data = torch.cat([part.data for part in parts])
+    views = [
+        PackedLinear(view, part.n, part.k, part.dtype, part.native)
+        for part, view in zip(parts, data.split([part.data.shape[0] for part in parts]), strict=True)
+    ]
+    return PackedLinear(data, sum(part.n for part in parts), first.k, first.dtype, first.native), views
 
 
 def linear(

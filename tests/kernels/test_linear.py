@@ -243,3 +243,32 @@ def test_operators_are_seen_by_export():
     with torch.no_grad():
         exported = torch.export.export(Model(), (x,), strict=False)
         assert torch.equal(exported.module()(x), Model()(x))
+
+
+@by_level
+@given(
+    widths=st.lists(st.sampled_from([32, 64, 96]), min_size=1, max_size=3), last=st.integers(1, 70), k=st.integers(1, 70),
+    m=st.sampled_from([0, 1, 3, 14]), dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_joined_weights_give_the_same_bits(level, widths, last, k, m, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(m, k)
+    parts = [L.pack(torch.randn(n, k), dtype=dtype) for n in (*widths, last)]
+    joint, views = L.join(parts)
+    expected = [L.linear(x, part) for part in parts]
+    assert torch.equal(L.linear(x, joint), torch.cat(expected, -1))
+    for view, y in zip(views, expected, strict=True):
+        assert torch.equal(L.linear(x, view), y)
+        assert view.data.untyped_storage().data_ptr() == joint.data.untyped_storage().data_ptr()
+
+
+def test_what_cannot_be_joined():
+    def packed(n, k, dtype=torch.float32):
+        return L.pack(torch.randn(n, k), dtype=dtype)
+
+    with pytest.raises(UsageError, match=r"^parts \[31, 32\].*multiple of 32"):
+        L.join([packed(31, 8), packed(32, 8)])
+    with pytest.raises(UsageError, match="of k 9"):
+        L.join([packed(32, 8), packed(32, 9)])
+    with pytest.raises(UsageError, match=r"in torch\.bfloat16"):
+        L.join([packed(32, 8), packed(32, 8, torch.bfloat16)])

@@ -12,6 +12,7 @@ from torch import fx
 from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
+from slipstream.optimize.graph.join import join
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.operator import WeightOperator
@@ -46,6 +47,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
+    operators -= join(graph)
     restore(graph, low)
     graph.lint()
     fast = fx.GraphModule(captured, graph)

@@ -58,7 +58,7 @@ class WeightLayerPiece(Piece):
         return tensors if self.followers.norm is not None else tensors[:1]
 
     def variant(self) -> Hashable:
-        return id(self.followers.norm)
+        return None if self.followers.norm is None else id(self.followers.norm)
 
     def post_name(self) -> str:
         return self.followers.words()

@@ -30,7 +30,7 @@ class Linear(WeightOperator):
         assert weight is not None
         if scale is not None:
             return ("scaled linear", tuple(weight.shape), self.product, id(bias), id(scale))
-        return (("linear", tuple(weight.shape), self.product, False), None)  # as LinearPiece's, to share its packs
+        return shared_kind(weight, self.product)
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors[:1] if tensors[2] is None else tensors
@@ -57,3 +57,8 @@ class Linear(WeightOperator):
         return kernel.linear(
             x, content[0], shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )
+
+
+def shared_kind(weight: torch.Tensor, product: torch.dtype) -> Hashable:
+    """The kind of a pack of this weight alone: as LinearPiece's, to share its packs."""
+    return (("linear", tuple(weight.shape), product, False), None)
