@@ -160,13 +160,19 @@ def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> i
 
 
 def _geometry(given: dict[str, Any]) -> Geometry | None:
-    """The numbers, where they are plain ones and the image has four axes of known size."""
-    image = tensor(given["input"])
-    assert image is not None
-    if image.dim() != 4 or isinstance(given.get("padding"), str):
+    """The numbers, where the image has four axes of known size, and as much padding in front as behind."""
+    image, weight = tensor(given["input"]), tensor(given["weight"])
+    assert image is not None and weight is not None
+    if image.dim() != 4:
         return None
     size = tuple(length if isinstance(length, int) else length.node.hint for length in image.shape)
-    stride, padding, dilation = _pair(given.get("stride", 1)), _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
+    stride, dilation, padding = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1)), given.get("padding", 0)
+    if padding == "same":
+        spans = [step * (taps - 1) for step, taps in zip(dilation, weight.shape[2:], strict=True)]
+        if any(span % 2 for span in spans):
+            return None
+        padding = [span // 2 for span in spans]
+    padding = (0, 0) if padding == "valid" else _pair(padding)
     return Geometry(stride, padding, dilation, given.get("groups", 1), size)
 
 

@@ -119,6 +119,28 @@ class Scaled(nn.Module):
         return F.adaptive_avg_pool2d(self.last(F.pad(x, (2, 2, 1, 1), "constant", 0.0)), 1)
 
 
+class Named(nn.Module):
+    """As EfficientNet: padding by name, activations between that are modules, channels weighted by what they hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.widen = nn.Conv2d(16, 48, 1, padding="same", bias=False)
+        self.wide = nn.Conv2d(48, 48, 5, padding="same", groups=48, bias=False)
+        self.halve = nn.Conv2d(48, 48, 3, stride=2, padding="valid", groups=48, bias=False)
+        self.squeeze, self.excite = nn.Conv2d(48, 8, 1, padding="same"), nn.Conv2d(8, 48, 1, padding="same")
+        self.narrow = nn.Conv2d(48, 16, 1, padding="same", bias=False)
+        self.even = nn.Conv2d(16, 8, 2, padding="same")
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (48, 48, 48, 16))
+        shake(self)
+
+    def forward(self, x):
+        y = F.silu(self.norms[0](self.widen(x)))
+        y = F.silu(self.norms[1](self.wide(y)))
+        y = F.silu(self.norms[2](self.halve(F.pad(y, (0, 1, 0, 1)))))
+        y = y * torch.sigmoid(self.excite(F.silu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        return self.even(self.norms[3](self.narrow(y)))
+
+
 class Images(nn.Module):
     """Returns images: one in each memory format that torch gives, and one as a view."""
 
@@ -162,6 +184,7 @@ CASES = {
     "by hand": lambda: (ByHand().eval(), (torch.randn(2, 12, 32),)),
     "scaled": lambda: (Scaled().eval(), (torch.randn(2, 16, 14, 18),)),
     "scaled, uneven zeros": lambda: (Scaled((0, 1, 0, 1), stride=2).eval(), (torch.randn(2, 16, 15, 18),)),
+    "padding by name": lambda: (Named().eval(), (torch.randn(2, 16, 14, 18),)),
     "images": lambda: (Images().eval(), (torch.randn(2, 3, 18, 20),)),
     "sequential": lambda: (
         nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 8), nn.Tanh()).eval(), (torch.randn(5, 40),),

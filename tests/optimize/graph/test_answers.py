@@ -25,6 +25,10 @@ def plain(model, *args):
         return model(*args)
 
 
+even_same = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@even_same
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_same_answer(at_once, case, dtype):
@@ -73,6 +77,16 @@ def test_zeros_scales_and_permuted_sums_are_fused(at_once, case):
         if node.op.startswith("call")
     }
     assert names == {"convolution", "permute", "layer_norm", "linear", "global_average", laid_out.__name__}
+
+
+@even_same
+def test_padding_by_name_is_padding(at_once):
+    at_once("bfloat16")
+    model, args = CASES["padding by name"]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
+    assert names.count("convolution") == 6
+    assert not any("norm" in name or "silu" in name or "pad" in name for name in names)
 
 
 def test_bfloat16_is_kept_between_operators(at_once):
