@@ -102,5 +102,5 @@ def why_not_plain(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def tensor_is_plain(tensor: Any) -> bool:
-    """A strided CPU tensor, of torch's own class."""
-    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided
+    """A strided CPU tensor, of torch's own class, and no list of tensors."""
+    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested

@@ -28,6 +28,7 @@ from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.pieces.lstm import LstmPiece
+from slipstream.optimize.pieces.multihead import MultiheadPiece
 from slipstream.optimize.pieces.norm import CLASSES as NORMS
 from slipstream.optimize.pieces.norm import NormPiece
 from slipstream.optimize.pieces.recurrent import RecurrentPiece
@@ -46,6 +47,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.LSTM: LstmPiece,
     nn.GRU: RecurrentPiece,
     nn.RNN: RecurrentPiece,
+    nn.MultiheadAttention: MultiheadPiece,
     nn.Sequential: SequentialPiece,
     **dict.fromkeys(NORMS, NormPiece),
     **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),

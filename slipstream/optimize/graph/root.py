@@ -86,7 +86,7 @@ class RootCall:
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call that is timed, and perhaps the one that sets off a capture."""
-        if self.capturing:
+        if self.capturing or any(leaf.is_nested for leaf in _tensors((args, kwargs))):
             return self._plain(module, args, kwargs)
         start = time.perf_counter()
         result = self._plain(module, args, kwargs)
