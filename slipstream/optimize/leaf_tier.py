@@ -26,6 +26,7 @@ from slipstream.optimize.graph import tier
 from slipstream.optimize.options import Options, compute_dtype, forget_what_was_said, say_once, set_up
 from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
+from slipstream.optimize.pieces.encoder_layer import EncoderLayerPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.pieces.lstm import LstmPiece
 from slipstream.optimize.pieces.multihead import MultiheadPiece
@@ -48,6 +49,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.GRU: RecurrentPiece,
     nn.RNN: RecurrentPiece,
     nn.MultiheadAttention: MultiheadPiece,
+    nn.TransformerEncoderLayer: EncoderLayerPiece,
     nn.Sequential: SequentialPiece,
     **dict.fromkeys(NORMS, NormPiece),
     **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),

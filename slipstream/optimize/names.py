@@ -50,10 +50,14 @@ def are_wanted(name: str) -> bool:
 
 def whole_is_wanted(root: nn.Module, name: str) -> bool:
     """Whether a graph of this model may answer: it is called ``name``.graph, and contains what is to be skipped as well."""
+    return are_wanted(f"{name}.graph") and not contains_skipped(root, name)
+
+
+def contains_skipped(root: nn.Module, name: str) -> bool:
+    """Whether something within is to be left to torch."""
     skip = env.read(env.SKIP)
-    if not are_wanted(f"{name}.graph"):
-        return False
-    return skip is None or not any(_matches(skip, (f"{name}.{path}", path)) for path, _ in root.named_modules() if path)
+    inside = [f"{name}.{path}" for path, _ in root.named_modules() if path] if skip is not None else []
+    return any(_matches(skip or "", (whole, whole.partition(".")[2])) for whole in inside)
 
 
 def _matches(patterns: str, names: tuple[str, ...]) -> bool:
