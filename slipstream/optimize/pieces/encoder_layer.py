@@ -144,11 +144,12 @@ def _post_op(layer: Any) -> str | None:
 
 def _inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> multihead.Inputs | None:
     """(source, mask of padding, mask of scores); None where torch has more to say."""
-    given = dict(zip(PARAMETERS, args, strict=False))
+    given: dict[str, Any] = dict(zip(PARAMETERS, args, strict=False))
     if len(args) > len(PARAMETERS) or given.keys() & kwargs.keys() or not kwargs.keys() <= set(PARAMETERS):
         return None
     given |= kwargs
-    source, mask, padding = (given.get(name) for name in PARAMETERS[:3])
+    source: Any = given.get("src")
+    mask, padding = given.get("src_mask"), given.get("src_key_padding_mask")
     if not gates.tensor_is_plain(source) or source.dim() != 3 or not source.numel():
         return None
     attention = module.self_attn

@@ -158,7 +158,7 @@ class MultiheadPiece(Piece):
         return y if x.need_weights else y[:1]
 
     def sample(self, module: nn.Module, x: Any) -> tuple[Any, float]:
-        query, key, value, padding, mask = x
+        query, key, _, padding, mask = x
         axis = 0 if self.batch_first else 1
         batch, steps, seen = query.size(axis), query.size(1 - axis), key.size(1 - axis)
         macs = macs_of(batch, steps, seen, query.size(-1))
@@ -214,11 +214,11 @@ def projections(attention: Any) -> Tensors | None:
 
 def _inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
     """The call's arguments; None where torch has more to say, such as an error."""
-    given = dict(zip(PARAMETERS, args, strict=False))
+    given: dict[str, Any] = dict(zip(PARAMETERS, args, strict=False))
     if len(args) > len(PARAMETERS) or given.keys() & kwargs.keys() or not kwargs.keys() <= set(PARAMETERS):
         return None
     given |= kwargs
-    tensors = [given.get(name) for name in ("query", "key", "value")]
+    tensors: list[Any] = [given.get(name) for name in ("query", "key", "value")]
     if not all(gates.tensor_is_plain(x) and x.dim() == 3 and x.numel() for x in tensors):
         return None
     query, key, value = tensors
@@ -227,7 +227,9 @@ def _inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input
         return None
     padding, mask = given.get("key_padding_mask"), given.get("attn_mask")
     shape = query.size(axis), query.size(1 - axis), key.size(1 - axis)
-    if not masks_are_ordinary(padding, mask, *shape, module.num_heads, query.dtype) or (given.get("is_causal") and mask is None):
+    if given.get("is_causal") and mask is None:
+        return None
+    if not masks_are_ordinary(padding, mask, *shape, module.num_heads, query.dtype):
         return None
     inputs = Inputs((query, key, value, padding, mask))
     inputs.need_weights = bool(given.get("need_weights", True))
