@@ -267,6 +267,29 @@ def _fuse_average(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     return _replace(graph, [node], GlobalAverage(_dtype(node)), (given["input"],))
 
 
+def _fuse_mean(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
+    """The mean over height and width, with and without those axes in the result."""
+    given = arguments(node)
+    if given is None or given.keys() - {"input", "dim", "keepdim"} or not _computes(node, given["input"]):
+        return 0
+    made, axes = tensor(node), given.get("dim")
+    if tensor(given["input"]).dim() != 4 or not isinstance(axes, (tuple, list)):  # type: ignore[union-attr]
+        return 0
+    if sorted(axis % 4 for axis in axes if isinstance(axis, int)) != [2, 3] or len(axes) != 2:
+        return 0
+    if given.get("keepdim", False):
+        return _replace(graph, [node], GlobalAverage(_dtype(node)), (given["input"],))
+    assert made is not None
+    with graph.inserting_before(node):
+        pooled = graph.call_function(GlobalAverage(_dtype(node)), (given["input"],))
+        pooled.meta = {"example_value": made[..., None, None]}
+        flat = graph.call_method("flatten", (pooled, 1))
+    flat.meta = dict(node.meta)
+    node.replace_all_uses_with(flat)
+    graph.erase_node(node)
+    return 1
+
+
 def _pair(numbers: Any) -> tuple[int, int]:
     """One number, or one or two in a row, for two dimensions."""
     if isinstance(numbers, int):
@@ -370,4 +393,5 @@ _MAKERS = {
     "scaled_dot_product_attention": _fuse_attention,
     "max_pool2d": _fuse_max_pool,
     "adaptive_avg_pool2d": _fuse_average,
+    "mean": _fuse_mean,
 }

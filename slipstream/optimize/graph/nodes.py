@@ -26,6 +26,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     ),
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     "adaptive_avg_pool2d": ("input", "output_size"),
+    "mean": ("input", "dim", "keepdim"),
     **dict.fromkeys(
         ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
         ("input", "p", "training", "inplace"),

@@ -168,7 +168,22 @@ def shake(model):
             nn.init.normal_(module.bias, 0, 0.2)
 
 
+class Averaged(nn.Module):
+    """Means over an image in every spelling, and its pixels as tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.token = nn.Conv2d(3, 16, 3), nn.Linear(16, 8), nn.Linear(16, 8)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        means = y.mean((2, 3)) + torch.mean(y, dim=[-1, -2]) + y.mean([2, 3], keepdim=True).flatten(1)
+        means = means + F.adaptive_avg_pool2d(y, 1)[:, :, 0, 0] + y.mean((2, 3), True)[..., 0, 0]
+        return self.head(means), self.token(y.flatten(2).transpose(1, 2)), y.mean((1, 2)), y.mean()
+
+
 CASES = {
+    "averaged": lambda: (Averaged().eval(), (torch.randn(2, 3, 16, 18),)),
     "residual": lambda: (Residual().eval(), (torch.randn(2, 3, 32, 32),)),
     "residual, out of place": lambda: (Residual(in_place=False).eval(), (torch.randn(2, 3, 32, 32),)),
     "residual, grouped": lambda: (Residual(groups=4).eval(), (torch.randn(1, 3, 31, 33),)),

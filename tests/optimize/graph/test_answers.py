@@ -89,6 +89,15 @@ def test_padding_by_name_is_padding(at_once):
     assert not any("norm" in name or "silu" in name or "pad" in name for name in names)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_means_of_images_are_pooling(at_once, dtype):
+    at_once(dtype)
+    model, args = CASES["averaged"]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
+    assert (names.count("global_average"), names.count("mean")) == (5, 2)
+
+
 def test_bfloat16_is_kept_between_operators(at_once):
     at_once("bfloat16")
     model, args = CASES["residual"]()
