@@ -59,6 +59,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
 CALL_PATH = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__iter__")
 """What a subclass must not have replaced if it is to count as its leaf class."""
 
+_grad_is_enabled = torch.is_grad_enabled
 _pieces: dict[int, Any] = {}
 _everywhere: list[Options] = []
 
@@ -70,7 +71,7 @@ class _Slot:
         if module is None:
             return None
         if module.training:
-            if not torch.is_grad_enabled():
+            if not _grad_is_enabled():
                 say_once("training mode", "inference on modules in training mode is left alone: call model.eval()")
             return None
         piece = _pieces.get(id(module))

@@ -117,7 +117,8 @@ def make(kind: Any, build: Callable[[], tuple[Any, int]], *tensors: torch.Tensor
             _by_tensor.setdefault(number, weakref.WeakSet()).add(pack)
         set_up.packed_bytes += size
         set_up.most_packed_bytes = max(set_up.most_packed_bytes, set_up.packed_bytes)
-    pack.valid = _spoils[0] == seen
+    if _spoils[0] != seen:
+        pack.valid = False
     return pack
 
 
@@ -156,7 +157,7 @@ def _retire(life: Life, numbers: list[int]) -> None:
         set_up.packed_bytes -= life.bytes
         for number in numbers:
             if not _by_tensor.get(number, True):
-                del _by_tensor[number]
+                _by_tensor.pop(number, None)
         if life.uses < 2:
             _short_lived[life.kind] += 1
         else:
@@ -164,9 +165,12 @@ def _retire(life: Life, numbers: list[int]) -> None:
 
 
 def _spoil(parameter: Parameter) -> None:
-    """No pack made from this parameter may be used again, nor one that is just being made."""
+    """No pack made from this parameter may be used again, nor one that is just being made.
+
+    They are forgotten here, so that the second of many steps of an optimizer finds nothing to do.
+    """
     _spoils[0] += 1
-    for pack in tuple(_by_tensor.get(id(parameter), ())):
+    for pack in tuple(_by_tensor.pop(id(parameter), ())):
         pack.valid = False
 
 
@@ -197,10 +201,12 @@ def unwatch_data() -> None:
 
 def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     """Fused optimizers (``fused=True``, the default of transformers' Trainer) leave version counters as they were."""
+    _spoils[0] += 1
     if _by_tensor:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                _spoil(parameter)
+                if id(parameter) in _by_tensor:
+                    _spoil(parameter)
 
 
 def _read_data(parameter: Parameter) -> torch.Tensor:

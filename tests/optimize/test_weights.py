@@ -95,6 +95,33 @@ def test_the_next_call_sees_it(engine, change):
         assert error(model(x), nn.functional.linear(x, model.weight, model.bias)) < 1e-2
 
 
+def test_a_step_retires_the_packs_of_its_own_parameters_and_no_others(engine):
+    engine("float32")
+    mine, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    mine.grad = torch.ones(3)
+    optimizer = torch.optim.SGD([mine], lr=1.0, fused=True)
+    packed = [packs.make("test", lambda: (None, 0), parameter) for parameter in (mine, other)]
+    for _ in range(2):
+        optimizer.step()
+        assert [pack.valid for pack in packed] == [False, True]
+        packed[0] = packs.make("test", lambda: (None, 0), mine)
+        assert packed[0].fits((mine,))
+
+
+def test_a_step_while_weights_are_being_packed_makes_a_pack_that_does_not_fit(engine):
+    engine("float32")
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+
+    def build():
+        optimizer.step()
+        return None, 0
+
+    assert not packs.make("test", build, weight).fits((weight,))
+    assert packs.make("test", lambda: (None, 0), weight).fits((weight,))
+
+
 @torch.no_grad()
 def test_an_alias_of_the_data_that_is_held(engine):
     engine("bfloat16")

@@ -24,6 +24,8 @@ from slipstream.optimize.graph.program import Program, Race
 from slipstream.optimize.graph.schedule import schedule_of
 from slipstream.optimize.options import Options, set_up
 
+SLOT = "_compiled_call_impl"
+
 _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
@@ -56,14 +58,14 @@ class RootCall:
         module = self.module()
         assert module is not None  # it is being called
         if (
-            _frame_callback() is not None  # the script's own torch.compile is at work
-            or self.arguments is None
+            self.arguments is None
             or module.training
             or torch.is_grad_enabled()
+            or _frame_callback() is not None  # the script's own torch.compile is at work
             or not gates.call_is_plain()
             or not gates.module_is_plain(module)
         ):
-            return self._plain(module, args, kwargs)
+            return self._stand_aside(module, args, kwargs)
         way = self._way_for(module, args, kwargs) if self.ways else None
         if way is None:
             return self._watch(module, args, kwargs)
@@ -75,6 +77,27 @@ class RootCall:
 
     def _plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (self.inner or module._call_impl)(*args, **kwargs)
+
+    def _stand_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that no graph may answer. Where even those are short, there is nothing to wait for."""
+        start = time.perf_counter()
+        result = self._plain(module, args, kwargs)
+        self._note_length(module, time.perf_counter() - start)
+        return result
+
+    def _note_length(self, module: nn.Module, seconds: float) -> None:
+        self.schedule.note_length(seconds)
+        if self.schedule.is_hopeless():
+            self._let_go(module)
+
+    def _let_go(self, module: nn.Module) -> None:
+        """Leave the slot to the piece that answered before, which the class's descriptor knows of, or to nobody."""
+        if module.__dict__.get(SLOT) is self:
+            if self.inner is None:
+                module.__dict__[SLOT] = None
+            else:
+                del module.__dict__[SLOT]
+        self._note(False, "its calls are too short for a graph to repay its guards", 0.0)
 
     def _way_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
         assert self.arguments is not None
@@ -90,7 +113,9 @@ class RootCall:
             return self._plain(module, args, kwargs)
         start = time.perf_counter()
         result = self._plain(module, args, kwargs)
-        self.schedule.note(time.perf_counter() - start, shapes_of(args, kwargs))
+        seconds = time.perf_counter() - start
+        self._note_length(module, seconds)
+        self.schedule.note(seconds, shapes_of(args, kwargs))
         if self.schedule.is_due() and not set_up.is_spent():
             self._begin(module, args, kwargs)
         return result

@@ -37,6 +37,9 @@ CALLS = 3
 SMALL_S = 3e-4
 """A model whose calls are shorter gains nothing: checking a capture's guards takes up to a third of this."""
 
+SHORT_CALLS = 128
+"""So many shorter calls in a row, and the model is not watched any more: watching costs some 3 µs a call."""
+
 MOST_CAPTURES = 3
 """Of one model: for other sizes, modes or branches."""
 
@@ -55,6 +58,7 @@ class Schedule:
     captures: int = 0
     seconds: float = 0.0
     calls: int = 0
+    short: int = 0
     sizes: Counter[Hashable] = field(default_factory=Counter)
 
     def note(self, seconds: float, sizes: Hashable) -> None:
@@ -63,6 +67,14 @@ class Schedule:
         self.seconds += seconds
         if len(self.sizes) < 64:
             self.sizes[sizes] += 1
+
+    def note_length(self, seconds: float) -> None:
+        """Some call took this long, perhaps one that no graph may answer."""
+        self.short = self.short + 1 if seconds < SMALL_S else 0
+
+    def is_hopeless(self) -> bool:
+        """Whether calls have been too short for any graph for long enough."""
+        return self.short >= SHORT_CALLS and self.captures == 0
 
     def saved(self) -> float:
         """Seconds that a graph would have spared the calls so far."""

@@ -79,8 +79,17 @@ class SequentialPiece:
                     self.arranged_for = numbers
                 if self.rows and self._is_worth_it():
                     return self._through(members, x)
-                module.__dict__["_compiled_call_impl"] = None  # nothing to fuse: the members answer themselves
+                self._leave(module)
         return module._call_impl(*args, **kwargs)
+
+    @staticmethod
+    def _leave(module: nn.Module) -> None:
+        """Nothing to fuse: the members answer for themselves. What watches the whole for a graph goes on without this piece."""
+        watching = module.__dict__.get("_compiled_call_impl")
+        if watching is None:
+            module.__dict__["_compiled_call_impl"] = None
+        else:
+            watching.inner = None
 
     def _is_worth_it(self) -> bool:
         """Looked at now and then: whether a fused row has won, or may yet."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
-from slipstream.optimize.graph import background, tier
+from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph.program import Program
 from slipstream.optimize.optimize_model import optimize_model
 from tests.optimize.graph.conftest import needs_native, settle
@@ -200,6 +200,33 @@ def test_optimize_model_captures_as_well(at_once):
         assert (root is not None and bool(root.ways)) is graph
         with torch.inference_mode():
             assert error(optimized(x), model._call_impl(x)) < 2e-2
+
+
+@pytest.mark.parametrize("modes", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_whose_calls_stay_short_is_let_go(engine, monkeypatch, modes, training):
+    monkeypatch.setattr(schedule, "SMALL_S", 1e9)
+    monkeypatch.setattr(schedule, "SHORT_CALLS", 3)
+    engine("float32")
+    model, x = Noting().eval(), torch.randn(2, 64)
+    model(x)
+    assert tier.root_call(model) is not None
+    model.train(training)
+    with modes():
+        for _ in range(3):
+            model(x)
+        assert model._compiled_call_impl is None
+        assert torch.equal(model(x), model._call_impl(x))
+    assert any("too short for a graph" in decision.reason for decision in log)
+
+
+def test_a_sequential_with_nothing_to_fuse_is_watched_all_the_same(at_once):
+    at_once("float32")
+    model, x = nn.Sequential(Noting(), Noting()).eval(), torch.randn(6, 64)
+    root = settle(model, x)
+    assert root is not None and root.ways and root.inner is None
+    got, wanted = answers(model, x)
+    assert error(got, wanted) < 1e-5
 
 
 def test_sizes_that_vary_get_a_graph_for_all_of_them(at_once):

@@ -64,6 +64,24 @@ def test_tiny_calls_never_are():
     assert call_until_due(Schedule(modules=1, share=0.1), schedule.SMALL_S / 2) is None
 
 
+def test_calls_that_stay_tiny_are_not_watched_for_ever():
+    plan = Schedule(modules=1, share=0.1)
+
+    def note(seconds, times):
+        for _ in range(times):
+            plan.note_length(seconds)
+
+    note(schedule.SMALL_S / 2, schedule.SHORT_CALLS - 1)
+    assert not plan.is_hopeless()
+    note(2 * schedule.SMALL_S, 1)  # a longer one among them: they begin anew
+    note(schedule.SMALL_S / 2, schedule.SHORT_CALLS - 1)
+    assert not plan.is_hopeless()
+    note(schedule.SMALL_S / 2, 1)
+    assert plan.is_hopeless()
+    plan.begin()
+    assert not plan.is_hopeless()
+
+
 def test_each_further_capture_waits_longer_and_there_is_a_last_one():
     plan, waits = Schedule(modules=50, share=0.1), []
     for _ in range(schedule.MOST_CAPTURES):
