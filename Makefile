@@ -4,7 +4,7 @@
 #   make demo     set up, then run unmodified scripts plain and under ipexrun, and print the comparison
 #   make test     set up, then lint, types and every test, with the native kernels and without
 #
-# Also: make bench | lint | build | clean | distclean.  PYTHON=python3.12 chooses the interpreter of a new .venv,
+# Also: make bench | lint | build | sanitize | clean | distclean.  PYTHON=python3.12 chooses the interpreter of a new .venv,
 # NATIVE=0 leaves the C++ extension unbuilt, PIP_FLAGS and PYTEST_FLAGS go to those programs.
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ TWINS_SERVE := the plain-PyTorch twins of the native kernels serve instead (corr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench lint build setup clean distclean
+.PHONY: help demo test bench lint build sanitize setup clean distclean
 
 help:
 	@sed -n 's/^#   //p;s/^# Also: /also /p' Makefile
@@ -39,6 +39,20 @@ test: setup lint
 
 bench: setup
 	@$(RUN)/python -m benchmarks zoo
+
+# A copy of the sources is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the kernel tests at every level.
+# Python itself is not instrumented and keeps what it has at exit: no leak check. UBSan's complaints end the process too.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g1
+sanitize: setup
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r csrc slipstream setup.py pyproject.toml README.md $(SANITIZED)
+	@rm -f $(SANITIZED)/slipstream/_native.so
+	@echo "== native extension with sanitizers"
+	@cd $(SANITIZED) && CXXFLAGS="$(SANITIZERS)" SLIPSTREAM_REQUIRE_NATIVE=1 $(abspath $(RUN))/python setup.py -q build_ext --inplace
+	@echo "== kernel tests under them"
+	@PYTHONPATH=$(abspath $(SANITIZED)) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 HYPOTHESIS_PROFILE=sanitize \
+	  $(RUN)/python -m pytest $(PYTEST_FLAGS) -p no:cacheprovider tests/kernels
 
 lint: setup
 	@echo "== ruff" && $(RUN)/ruff check .

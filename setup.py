@@ -56,6 +56,7 @@ class BuildNative(build_ext):
     def compile_and_link(self, extension: Extension) -> None:
         torch = torch_folder()
         compiler = os.environ.get("CXX", "g++")
+        asked = os.environ.get("CXXFLAGS", "").split()  # a sanitizer's, say: they come last, and go to the linker too
         objects = pathlib.Path(self.build_temp)
         include = ["-isystem", f"{torch}/include"]  # warnings of torch's own headers are not ours to mend
         newest_header = max(os.path.getmtime(ROOT / header) for header in HEADERS)
@@ -64,7 +65,7 @@ class BuildNative(build_ext):
             target = objects / (source.replace("/", "_") + ".o")
             if target.exists() and target.stat().st_mtime > max(os.path.getmtime(ROOT / source), newest_header):
                 return str(target)
-            flags = [*COMPILE_FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+            flags = [*COMPILE_FLAGS, *asked, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
             subprocess.run([compiler, *flags, *include, "-c", str(ROOT / source), "-o", str(target)], check=True)
             return str(target)
 
@@ -74,7 +75,7 @@ class BuildNative(build_ext):
         library = pathlib.Path(self.get_ext_fullpath(extension.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_suffix(".unfinished")
-        link = ["-shared", "-o", str(unfinished), *compiled, f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+        link = ["-shared", *asked, "-o", str(unfinished), *compiled, f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
         subprocess.run([compiler, *link], check=True)
         os.replace(unfinished, library)  # a process that has the old file mapped keeps it whole
 

@@ -16,25 +16,41 @@ namespace {
 // 100 multiplications a nanosecond).
 constexpr int64_t kWorthAThread = 250'000;
 
+const void* row_of(const Rows& matrix, int64_t row) {
+  const int64_t bytes = matrix.type == ElementType::float32 ? 4 : 2;
+  return static_cast<const uint8_t*>(matrix.data) + row * matrix.stride * bytes;
+}
+
+// A panel is its columns of W transposed, by words: a float, or two neighbouring bfloat16, which only need to be moved.
 void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;
   const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
+  TransposeCall call;
+  call.y_stride = kPanelColumns;
+  call.rows = columns;
   if (type == ElementType::float32) {
     float* to = static_cast<float*>(packed) + panel * size;
-    std::memset(to, 0, static_cast<size_t>(size) * sizeof(float));
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t i = 0; i < k; ++i) to[i * kPanelColumns + c] = to_float(weight.data, weight.type, (begin + c) * weight.stride + i);
-    }
-    return;
+    if (columns < kPanelColumns) std::memset(to, 0, static_cast<size_t>(size) * sizeof(float));
+    call.x = row_of(weight, begin);
+    call.x_type = weight.type;
+    call.x_stride = weight.stride;
+    call.columns = k;
+    call.y = to;
+    return table().transpose(call, 0, k);
+  }
+  const int64_t depth = packed_depth(type, k);
+  uint16_t* rows = static_cast<uint16_t*>(thread_scratch().take(static_cast<size_t>(columns * depth) * sizeof(uint16_t)));
+  for (int64_t c = 0; c < columns; ++c) {
+    uint16_t* row = rows + c * depth;
+    table().activation(row_of(weight, begin + c), weight.type, row, ElementType::bfloat16, 0, k, PostOp::none);
+    std::memset(row + k, 0, static_cast<size_t>(depth - k) * sizeof(uint16_t));
   }
   uint16_t* to = static_cast<uint16_t*>(packed) + panel * size;
-  std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t at = (i / 2 * kPanelColumns + c) * 2 + i % 2;
-      to[at] = to_bfloat16(to_float(weight.data, weight.type, (begin + c) * weight.stride + i));
-    }
-  }
+  if (columns < kPanelColumns) std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
+  call.x = rows;
+  call.x_stride = call.columns = depth / 2;
+  call.y = to;
+  table().transpose(call, 0, depth / 2);
 }
 
 // weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for (layout: kernels/linear.h).

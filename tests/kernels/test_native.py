@@ -54,3 +54,10 @@ def test_python_and_native_agree_on_the_machine():
     from slipstream.runtime import isa
 
     assert isa.available_levels()[-1] == native.best_level()
+
+
+@pytest.mark.skipif(os.environ.get("SLIPSTREAM_NATIVE") == "0", reason="switched off for this run")
+def test_an_extension_that_is_here_loads():
+    """One built before the sources changed would let the twins serve, and every test of a kernel would pass on them."""
+    if native._LIBRARY.exists():
+        assert native.available(), native.reason()
