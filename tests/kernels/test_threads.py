@@ -9,8 +9,20 @@ import threading
 import pytest
 import torch
 
-from slipstream.kernels import activation, attention, convolution, depthwise, linear, linear_int8, native, norm, pooling
-from slipstream.kernels import recurrent, transpose, winograd
+from slipstream.kernels import (
+    activation,
+    attention,
+    convolution,
+    depthwise,
+    linear,
+    linear_int8,
+    native,
+    norm,
+    pooling,
+    recurrent,
+    transpose,
+    winograd,
+)
 
 THREADS, CALLS = 4, 10_000
 LOW, FULL = torch.bfloat16, torch.float32
