@@ -17,7 +17,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slipstream.kernels import attention, convolution, depthwise, linear, linear_int8, norm, transpose, winograd
+from slipstream.kernels import (
+    attention,
+    convolution,
+    convolution_last,
+    depthwise,
+    linear,
+    linear_int8,
+    norm,
+    transpose,
+    winograd,
+)  # fmt: skip
 from slipstream.kernels.activation import activation
 
 COLD_UP_TO_ROWS = 64  # weights of small batches come from memory, as for linear in kernels.py
@@ -104,6 +114,16 @@ def convolution_case(
     return beside_onednn(dtype, batch, channels, out, size, kernel, stride, 1, prepare)
 
 
+def convolution_last_case(
+    dtype: torch.dtype, batch: int, channels: int, out: int, size: int, kernel: int, stride: int
+) -> Case | None:
+    def prepare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, how: dict[str, Any]) -> Call:
+        packed, last = convolution_last.pack(weight, dtype=dtype, **how), x.contiguous(memory_format=torch.channels_last)
+        return lambda: convolution_last.convolution_last(last, packed, bias)
+
+    return beside_onednn(dtype, batch, channels, out, size, kernel, stride, 1, prepare)
+
+
 def depthwise_case(dtype: torch.dtype, batch: int, channels: int, size: int, kernel: int, stride: int) -> Case | None:
     def prepare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, how: dict[str, Any]) -> Call:
         packed, last = depthwise.pack(weight, **how), x.contiguous(memory_format=torch.channels_last)
@@ -180,6 +200,14 @@ FAMILIES = {
             (4, 128, 128, 56, 3, 2), (4, 128, 128, 28, 3, 1), (4, 128, 512, 28, 1, 1), (4, 256, 512, 56, 1, 2),
             (4, 256, 256, 14, 3, 1), (4, 256, 1024, 14, 1, 1), (4, 1024, 256, 14, 1, 1), (4, 512, 512, 7, 3, 1),
             (4, 512, 2048, 7, 1, 1),
+        ],
+    ),
+    "convolution_last": Family(  # batch, in, out, size, kernel, stride: ResNet-50, EfficientNet-B0, U-Net
+        convolution_last_case,
+        [
+            (4, 3, 64, 224, 7, 2), (4, 3, 32, 224, 3, 2), (4, 128, 128, 56, 3, 2), (4, 256, 256, 28, 3, 2),
+            (4, 512, 512, 14, 3, 2), (4, 64, 64, 56, 3, 1), (4, 512, 512, 7, 3, 1), (1, 64, 64, 224, 3, 1),
+            (4, 48, 48, 28, 5, 1),
         ],
     ),
     "depthwise": Family(  # batch, channels, size, kernel, stride: MobileNetV2, EfficientNet-B0, ConvNeXt-T

@@ -42,8 +42,8 @@ class DLRM(nn.Module):
 
 
 def draw(batch: int, *, rows: int = 20_000, a_bag: int = 2) -> dict[str, torch.Tensor]:
-    """A random batch whose bags hold ``a_bag`` indices on average; some are empty."""
-    beginnings = torch.randint(0, a_bag * batch + 1, (TABLES, batch)).sort(dim=1).values
+    """A random batch whose bags hold ``a_bag`` indices on average; some are empty, the last is not (OpenVINO wants that)."""
+    beginnings = torch.randint(0, a_bag * batch, (TABLES, batch)).sort(dim=1).values
     beginnings[:, 0] = 0
     return {
         "numbers": torch.rand(batch, NUMBERS),

@@ -20,6 +20,23 @@ inline Images as_images(const Tensor& tensor, const char* argument) {
   return images;
 }
 
+// [batch, channels, height, width] with channels innermost and nothing between pixels, rows and images.
+inline bool is_channels_last(const Tensor& tensor) {
+  const int64_t order[4] = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (const int64_t d : order) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != stride) return false;
+    stride *= tensor.size(d);
+  }
+  return true;
+}
+
+inline ElementType channels_last(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == 4 && (tensor.numel() == 0 || is_channels_last(tensor)), argument,
+                  ": not [batch, channels, height, width] in memory format channels_last");
+  return element_type(tensor, argument);
+}
+
 inline Tensor empty_images(int64_t images, int64_t channels, int64_t height, int64_t width, ElementType type) {
   const int64_t row = width * channels;
   return empty_strided({images, channels, height, width}, {height * row, 1, row, channels}, scalar_type(type));

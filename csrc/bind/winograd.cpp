@@ -5,9 +5,9 @@
 
 #include "../isa/level.h"
 #include "element.h"
+#include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
-#include "tensor_rows.h"
 
 namespace slipstream {
 namespace {
@@ -71,23 +71,6 @@ Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16) {
     }
   });
   return packed;
-}
-
-// [batch, channels, height, width] with channels innermost and nothing between pixels, rows and images.
-bool is_channels_last(const Tensor& tensor) {
-  const int64_t order[4] = {1, 3, 2, 0};
-  int64_t stride = 1;
-  for (const int64_t d : order) {
-    if (tensor.size(d) != 1 && tensor.stride(d) != stride) return false;
-    stride *= tensor.size(d);
-  }
-  return true;
-}
-
-ElementType channels_last(const Tensor& tensor, const char* argument) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && (tensor.numel() == 0 || is_channels_last(tensor)), argument,
-                  ": not [batch, channels, height, width] in memory format channels_last");
-  return element_type(tensor, argument);
 }
 
 WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t tile, int64_t padding_height,

@@ -4,6 +4,7 @@
 
 #include "../kernels/attention_call.h"
 #include "../kernels/convolution_call.h"
+#include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/pooling_call.h"
@@ -24,6 +25,8 @@ struct KernelTable {
   void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
   void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
+  size_t (*convolution_last_scratch)(const ConvolutionLastCall& call, const LinearPart& part);  // channels last
+  void (*convolution_last)(const ConvolutionLastCall& call, const LinearPart& part, void* scratch);
   void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
   size_t (*linear_int8_scratch)(const LinearInt8Call& call, const LinearPart& part);
   void (*linear_int8)(const LinearInt8Call& call, const LinearPart& part, void* scratch);

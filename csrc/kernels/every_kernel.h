@@ -11,6 +11,8 @@
 #include "attention.h"
 #include "recurrent.h"
 #include "convolution.h"
+#include "convolution_last_image.h"
+#include "convolution_last.h"
 #include "depthwise_tile.h"
 #include "winograd_transform.h"
 #include "winograd.h"
@@ -31,6 +33,8 @@ constexpr KernelTable every_kernel() {
   table.attention = attention;
   table.gather_image = gather_image;
   table.convolution = convolution;
+  table.convolution_last_scratch = convolution_last_scratch;
+  table.convolution_last = convolution_last;
   table.depthwise = depthwise;
   table.depthwise_last = depthwise_last;
   table.winograd_scratch = winograd_scratch;

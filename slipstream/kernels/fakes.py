@@ -93,6 +93,14 @@ def convolution(
     return x.new_empty(x.shape[0], packed.shape[0], *_image_size(x, numbers), dtype=_dtype(bfloat16_out))
 
 
+def convolution_last(
+    x: torch.Tensor, packed: torch.Tensor, out_channels: int, bias: torch.Tensor | None, groups: int, numbers: list[int],
+    post_op: int, residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    size = (x.shape[0], out_channels, *_image_size(x, numbers))
+    return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
+
+
 def pack_depthwise(weight: torch.Tensor) -> torch.Tensor:
     channels, _, height, width = weight.shape
     steps = 2 * width + (width // 2 + 1 if width in (5, 7) else 0)
@@ -160,6 +168,6 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
 
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
-    pack_convolution, convolution, pack_depthwise, depthwise, pack_winograd, winograd, recurrent,
+    pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, pack_winograd, winograd, recurrent,
     pooling,
 )  # fmt: skip

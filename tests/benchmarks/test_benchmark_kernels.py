@@ -40,6 +40,7 @@ def test_cycle_goes_round():
 SMALL = {
     "linear_int8": (3, 40, 50),
     "convolution": (2, 8, 16, 9, 3, 2),
+    "convolution_last": (2, 8, 16, 9, 3, 2),
     "depthwise": (2, 16, 9, 3, 1),
     "winograd": (2, 16, 24, 9),
     "attention": (1, 2, 20, 16, True),

@@ -3,6 +3,7 @@
 #include "../every_kernel.h"
 #include "linear.h"
 #include "linear_int8.h"
+#include "convolution_last.h"
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -13,6 +14,8 @@ constexpr KernelTable every_kernel_with_tiles() {
   table.linear = amx_linear;
   table.linear_int8_scratch = amx_linear_int8_scratch;
   table.linear_int8 = amx_linear_int8;
+  table.convolution_last_scratch = amx_convolution_last_scratch;
+  table.convolution_last = amx_convolution_last;
   return table;
 }
 

@@ -17,7 +17,7 @@ from torch import fx
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
 from slipstream.optimize.graph.operators.attention import Attention, mask_that_hides
-from slipstream.optimize.graph.operators.convolution import Convolution, Geometry, is_depthwise
+from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.norm import LayerNorm
 from slipstream.optimize.graph.operators.operator import Operator
@@ -179,7 +179,7 @@ def _geometry(given: dict[str, Any]) -> Geometry | None:
 def _with_zeros_around(node: fx.Node, given: dict[str, Any], geometry: Geometry) -> tuple[fx.Node, Geometry]:
     """The image before zeros are put around it, where this convolution alone reads that, and the padding that does it.
 
-    Depthwise ones may have other padding behind than in front, as TensorFlow's models do.
+    Padding behind may be another than in front, as TensorFlow's models have it.
     """
     image: fx.Node = given["input"]
     pad = arguments(image) if name_of(image) == "pad" and only_user(image) is node else None
@@ -189,15 +189,12 @@ def _with_zeros_around(node: fx.Node, given: dict[str, Any], geometry: Geometry)
     if len(sizes) != 4 or not all(isinstance(size, int) and size >= 0 for size in sizes):
         return image, geometry
     left, right, top, bottom = sizes
-    before, weight = geometry.padding, tensor(given["weight"])
+    before = geometry.padding
     padding, behind = (before[0] + top, before[1] + left), (before[0] + bottom, before[1] + right)
     batch, channels, height, width = geometry.size
     size = batch, channels, height - top - bottom, width - left - right
-    if padding == behind:
-        return pad["input"], replace(geometry, padding=padding, size=size)
-    if weight is not None and is_depthwise(weight, geometry):
-        return pad["input"], replace(geometry, padding=padding, size=size, end_padding=behind)
-    return image, geometry
+    end_padding = None if padding == behind else behind
+    return pad["input"], replace(geometry, padding=padding, size=size, end_padding=end_padding)
 
 
 def _take_norm(row: Row) -> None:

@@ -13,6 +13,7 @@ from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
+from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.operator import WeightOperator
@@ -43,7 +44,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
-    operators = fuse(graph, dtype)
+    operators = fuse_convolutions(graph, dtype) + fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()

@@ -39,7 +39,8 @@ _FRESH = frozenset(
         "div", "gelu", "relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "softmax", "matmul",
         "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "embedding", "cat", "stack", "mean", "sum", "interpolate", "exp",
         "sqrt", "rsqrt", "pow", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
-        "new_full", "arange", "where", "masked_fill", "scaled_dot_product_attention", "conv_transpose2d", "clone", "neg", "abs",
+        "new_full", "arange", "where", "masked_fill", "scaled_dot_product_attention", "conv_transpose1d", "conv_transpose2d",
+        "conv_transpose3d", "clone", "neg", "abs",
         "mish", "bmm",
     }
 )  # fmt: skip

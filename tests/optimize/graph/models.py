@@ -182,7 +182,42 @@ class Averaged(nn.Module):
         return self.head(means), self.token(y.flatten(2).transpose(1, 2)), y.mean((1, 2)), y.mean()
 
 
+class Waves(nn.Module):
+    """As speech models: strided, depthwise and pointwise convolutions in one dimension, steps as tokens, back again."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv1d(3, 16, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(16)
+        self.wide, self.point = nn.Conv1d(16, 16, 7, padding=3, groups=16), nn.Conv1d(16, 16, 1)
+        self.spread = nn.Conv1d(16, 16, 3, padding=2, dilation=2, groups=4)
+        self.token, self.up = nn.Linear(16, 16), nn.ConvTranspose1d(16, 6, 4, stride=2, padding=1)
+        shake(self)
+
+    def forward(self, x):
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = x + self.point(F.silu(self.wide(x)))
+        x = self.token(F.gelu(self.spread(x)).transpose(1, 2)).transpose(1, 2)
+        return torch.tanh(self.up(x)), x
+
+
+class Volumes(nn.Module):
+    """Convolutions in three dimensions, and transposed ones in two and three, with norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.solid, self.solid_norm = nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8)
+        self.grown, self.grown_norm = nn.ConvTranspose3d(8, 6, 2, stride=2, groups=2, bias=False), nn.BatchNorm3d(6)
+        self.flat, self.flat_norm = nn.ConvTranspose2d(6, 5, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(5)
+        shake(self)
+
+    def forward(self, x):
+        x = F.relu(self.grown_norm(self.grown(F.relu(self.solid_norm(self.solid(x))))))
+        return self.flat_norm(self.flat(x[:, :, 1])).relu(), x
+
+
 CASES = {
+    "waves": lambda: (Waves().eval(), (torch.randn(2, 3, 41),)),
+    "volumes": lambda: (Volumes().eval(), (torch.randn(2, 3, 6, 5, 7),)),
     "averaged": lambda: (Averaged().eval(), (torch.randn(2, 3, 16, 18),)),
     "residual": lambda: (Residual().eval(), (torch.randn(2, 3, 32, 32),)),
     "residual, out of place": lambda: (Residual(in_place=False).eval(), (torch.randn(2, 3, 32, 32),)),

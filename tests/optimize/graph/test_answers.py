@@ -98,6 +98,22 @@ def test_means_of_images_are_pooling(at_once, dtype):
     assert (names.count("global_average"), names.count("mean")) == (5, 2)
 
 
+@pytest.mark.parametrize(("case", "count"), [("waves", 5), ("volumes", 3)])
+def test_convolutions_of_every_rank_are_fused(at_once, case, count):
+    at_once("bfloat16")
+    model, args = CASES[case]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
+    assert names.count("convolution") == count
+    assert not any(word in name for name in names for word in ("norm", "relu", "silu", "gelu", "tanh", "add"))
+    with torch.inference_mode():
+        model(*args)
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        (got, *_), (wanted, *_) = model(*args), model._call_impl(*args)
+    assert error(got, wanted) < LIMIT["bfloat16"] * 2
+
+
 def test_bfloat16_is_kept_between_operators(at_once):
     at_once("bfloat16")
     model, args = CASES["residual"]()

@@ -1,35 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """y = act(norm(conv(x)) + residual), channels last inside: each shape on the kernel that is best for it.
 
-1 × 1 is a linear over pixels; one channel a group has a vector kernel; the rest is torch's oneDNN with weights in the order
-that it wants for just this image size (without the size it picks formats that cost up to five times as much).
+1 × 1 is a linear over pixels; one channel a group has a vector kernel, 3 × 3 of stride 1 minimal filtering where that pays. The
+rest is torch's oneDNN with weights in the order that it wants for just this image size (without the size it picks formats that
+cost up to five times as much), or our direct kernel, where that may win and does so in a race on an image of this size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from slipstream.decision import log
+from slipstream.kernels import convolution_last as direct_kernel
 from slipstream.kernels import depthwise as depthwise_kernel
 from slipstream.kernels import linear as linear_kernel
-from slipstream.kernels import transpose
+from slipstream.kernels import native, transpose
 from slipstream.kernels import winograd as winograd_kernel
 from slipstream.kernels.post_op import apply_post_op
+from slipstream.optimize import guards
 from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
 from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 
 _ops = torch.ops.mkldnn
+
+MARGIN = 1.03
+"""How many times faster than oneDNN our direct kernel has to be."""
+
+FEW_CHANNELS = 8
+"""Up to so many a dot product's depth is hard to fill, and a kernel row of pixels that lie side by side fills it."""
 
 
 @dataclass(frozen=True)
 class Geometry:
     """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with.
 
-    ``end_padding`` is the padding behind the image, below and on the right, where it is another than in front: depthwise only.
+    ``end_padding`` is the padding behind the image, below and on the right, where it is another than in front.
     """
 
     stride: tuple[int, int]
@@ -67,6 +77,8 @@ class Convolution(WeightOperator):
         if self.epsilon is not None:
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
         way = way_for(weight, self.geometry, self.product)
+        if way is OneDnn and may_win(weight, self.geometry, self.product):
+            return faster_of_two(weight.detach(), bias, self), weight.numel() * self.product.itemsize
         return way(weight.detach(), bias, self), weight.numel() * self.product.itemsize
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
@@ -157,20 +169,46 @@ class Winograd:
         )
 
 
+class Direct:
+    """Any kernel and stride, tap by tap."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        g = owner.geometry
+        self.packed = direct_kernel.pack(
+            weight, dtype=owner.product, stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups,
+            end_padding=g.end_padding,
+        )  # fmt: skip
+        self.bias = None if bias is None else bias.detach().clone()
+        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        image = _channels_last_or_copied(x, self.product)
+        return direct_kernel.convolution_last(
+            image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
+        )
+
+
 class OneDnn:
     """torch's own convolution on weights in oneDNN's order; sums of residual and activation inside where it has them."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         g = owner.geometry
-        self.numbers = (list(g.padding), list(g.stride), list(g.dilation), g.groups)
+        self.zeros = _zeros_around(g)
+        padding, size = list(g.padding), list(g.size)
+        if self.zeros is not None:  # oneDNN knows one padding for both sides only
+            left, right, top, bottom = self.zeros
+            padding, size = [0, 0], [*g.size[:2], g.size[2] + top + bottom, g.size[3] + left + right]
+        self.numbers = (padding, list(g.stride), list(g.dilation), g.groups)
         self.product = owner.product
-        self.packed = _ops._reorder_convolution_weight(weight.to(owner.product), *self.numbers, list(g.size))
+        self.packed = _ops._reorder_convolution_weight(weight.to(owner.product), *self.numbers, size)
         self.bias = None if bias is None else bias.detach().to(owner.product, copy=True)
         self.form = BY_POST_OP[owner.post_op]
         self.post_op, self.out = owner.post_op, owner.out
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         image = transpose.to_channels_last(x, self.product)
+        if self.zeros is not None:
+            image = F.pad(image, self.zeros)
         form = self.form
         if residual is None:
             tail = (form.attribute, list(form.scalars), form.algorithm)
@@ -185,6 +223,12 @@ class OneDnn:
         return y if y.dtype == self.out else y.to(self.out)
 
 
+def _zeros_around(geometry: Geometry) -> tuple[int, int, int, int] | None:
+    """What F.pad takes, where the padding behind is another than in front."""
+    before, behind = geometry.padding, geometry.end_padding
+    return None if behind is None else (before[1], behind[1], before[0], behind[0])
+
+
 def is_depthwise(weight: torch.Tensor, geometry: Geometry) -> bool:
     """One channel in and out a group, and no more taps than the kernel takes."""
     taps = weight.shape[2] * weight.shape[3]
@@ -193,7 +237,8 @@ def is_depthwise(weight: torch.Tensor, geometry: Geometry) -> bool:
 
 def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> int | None:
     """The tile of minimal filtering, where that is the better way for images of the captured size."""
-    if tuple(weight.shape[2:]) != (3, 3) or (geometry.stride, geometry.dilation, geometry.groups) != ((1, 1), (1, 1), 1):
+    plain = (geometry.stride, geometry.dilation, geometry.groups, geometry.end_padding) == ((1, 1), (1, 1), 1, None)
+    if tuple(weight.shape[2:]) != (3, 3) or not plain:
         return None
     batch, channels, height, width = geometry.size
     size = (batch, channels, height, width)
@@ -206,6 +251,39 @@ def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> A
         return Depthwise
     if tile_for(weight, geometry, product) is not None:
         return Winograd
-    if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
+    if weight.shape[2:] == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0) and geometry.end_padding is None:
         return Pointwise
     return OneDnn
+
+
+def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> bool:
+    """Whether our direct kernel is worth a race with oneDNN for this weight [out, in / groups, kh, kw].
+
+    On tiles it is, where a group has outputs for half a panel. At level avx512_bf16 both are at the processor's limit, and only
+    images of few channels are. In float32, and at lower levels, oneDNN was never slower.
+    """
+    if product is not torch.bfloat16 or not all(geometry.size):
+        return False
+    level = native.active_level()
+    if level == "amx":
+        return weight.shape[0] // geometry.groups >= 16
+    return level == "avx512_bf16" and geometry.groups == 1 and weight.shape[1] <= FEW_CHANNELS
+
+
+def faster_of_two(weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> Direct | OneDnn:
+    """Our direct kernel or oneDNN: whichever computes an image of the captured size sooner; found once a kind of layer."""
+    g = owner.geometry
+    question = ("convolution_last", astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
+    verdict = guards.speed.known(question)
+    if verdict is not None:
+        return (Direct if verdict.fast else OneDnn)(weight, bias, owner)
+    ours, theirs = Direct(weight, bias, owner), OneDnn(weight, bias, owner)
+    own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
+    x = torch.randn(g.size, generator=own).to(owner.product, memory_format=torch.channels_last)
+    macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
+    verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
+    size = " x ".join(map(str, g.size))
+    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: direct kernel"
+    reason = "raced against oneDNN on an image of this size"
+    log.note(what, verdict.fast, reason, speedup_x=verdict.speedup_x)
+    return ours if verdict.fast else theirs

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// slipstream::convolution_last: direct convolution of any stride, dilation and groups, channels last on both sides.
+#include <optional>
+
+#include "../isa/level.h"
+#include "image_rows.h"
+#include "partition.h"
+#include "scratch.h"
+
+namespace slipstream {
+namespace {
+
+// Multiplications that repay waking another thread: see bind/linear.cpp.
+constexpr int64_t kWorthAThread = 250'000;
+
+void set_numbers(ConvolutionLastCall& call, const std::vector<int64_t>& numbers) {
+  STD_TORCH_CHECK(numbers.size() == 8 || numbers.size() == 10,
+                  "numbers: not kernel, stride, padding, dilation in two dimensions");
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 || i >= 8 ? 0 : 1),
+                    "numbers: kernel, stride, dilation from 1, padding from 0");
+  }
+  call.kernel_height = numbers[0];
+  call.kernel_width = numbers[1];
+  call.stride_height = numbers[2];
+  call.stride_width = numbers[3];
+  call.padding_height = numbers[4];
+  call.padding_width = numbers[5];
+  call.dilation_height = numbers[6];
+  call.dilation_width = numbers[7];
+  const int64_t below = numbers[numbers.size() == 10 ? 8 : 4], right = numbers[numbers.size() == 10 ? 9 : 5];
+  const int64_t room_h = call.height + call.padding_height + below - call.reach_height() - 1;
+  const int64_t room_w = call.width + call.padding_width + right - call.reach_width() - 1;
+  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "x: smaller than the kernel");
+  call.out_height = room_h / call.stride_height + 1;
+  call.out_width = room_w / call.stride_width + 1;
+}
+
+// numbers: kernel, stride, padding, dilation, of two dimensions each; perhaps the padding behind the image, where it is
+// another.
+ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,
+                             const std::vector<int64_t>& numbers) {
+  ConvolutionLastCall call;
+  call.x = as_images(x, "x");
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0 && x.size(1) > 0,
+                  "groups: channels are no multiple");
+  call.in_channels = x.size(1) / groups;
+  call.height = x.size(2);
+  call.width = x.size(3);
+  set_numbers(call, numbers);
+  call.linear.n = out_channels / groups;
+  call.linear.weight_type = element_type(packed, "packed");
+  call.linear.weight = packed.data_ptr();
+  const int64_t panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == groups * panels * call.panel_elements(),
+                  "packed: not packed for these sizes");
+  return call;
+}
+
+// The call of one group, from that of the first.
+ConvolutionLastCall group_of(ConvolutionLastCall call, int64_t group, int64_t panels) {
+  LinearCall& linear = call.linear;
+  const int64_t columns = group * linear.n;
+  auto move = [](const void* data, int64_t elements, ElementType type) {
+    return data ? static_cast<const char*>(data) + elements * element_size(type) : nullptr;
+  };
+  call.x.data = move(call.x.data, group * call.in_channels, call.x.type);
+  linear.weight = move(linear.weight, group * panels * call.panel_elements(), linear.weight_type);
+  linear.bias = move(linear.bias, columns, linear.bias_type);
+  linear.residual.data = move(linear.residual.data, columns, linear.residual.type);
+  linear.y = static_cast<char*>(linear.y) + columns * element_size(linear.y_type);
+  return call;
+}
+
+void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
+  const KernelTable& kernels = table();
+  const int64_t rows = batch * call.out_height, panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
+  const int64_t work = rows * call.out_width * call.linear.n * groups * call.taps() * call.in_channels;
+  const int64_t wanted = work / kWorthAThread + 1;
+  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
+  const Grid grid = choose_grid(rows, groups * panels, wanted < available ? wanted : available);
+  auto compute = [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const LinearPart share = part_of(grid, index, rows, groups * panels);
+      for (int64_t panel = share.panel_begin; panel < share.panel_end;) {
+        const int64_t group = panel / panels, first = group * panels;
+        const int64_t last = share.panel_end < first + panels ? share.panel_end : first + panels;
+        const LinearPart part = {share.m_begin, share.m_end, panel - first, last - first};
+        const ConvolutionLastCall one = group_of(call, group, panels);
+        kernels.convolution_last(one, part, thread_scratch().take(kernels.convolution_last_scratch(one, part)));
+        panel = last;
+      }
+    }
+  };
+  if (grid.size() == 1) return compute(0, 1);
+  torch::stable::parallel_for(0, grid.size(), 1, compute);
+}
+
+// y [batch, out, oh, ow] = post_op(conv(x) + bias + residual), channels last. `packed` holds each group's kernel rows times
+// channels as `pack_linear` packs them: kernels/convolution_last_call.h.
+Tensor convolution_last(const Tensor& x, const Tensor& packed, int64_t out_channels, std::optional<Tensor> bias, int64_t groups,
+                        std::vector<int64_t> numbers, int64_t post_op, std::optional<Tensor> residual, bool bfloat16_out) {
+  ConvolutionLastCall call = call_for(x, packed, out_channels, groups, numbers);
+  LinearCall& linear = call.linear;
+  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
+  linear.post_op = static_cast<PostOp>(post_op);
+  Tensor bias_holder;
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias: not a vector of output channels");
+    linear.bias_type = element_type(*bias, "bias");
+    bias_holder = torch::stable::contiguous(*bias);
+    linear.bias = bias_holder.data_ptr();
+  }
+  if (residual) {
+    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == x.size(0) && residual->size(1) == out_channels &&
+                        residual->size(2) == call.out_height && residual->size(3) == call.out_width,
+                    "residual: not of the output's shape");
+    const ElementType type = channels_last(*residual, "residual");
+    linear.residual = {residual->data_ptr(), out_channels, type};
+    linear.residual_first = true;
+  }
+  linear.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
+  linear.y_stride = out_channels;
+  Tensor y = empty_images(x.size(0), out_channels, call.out_height, call.out_width, linear.y_type);
+  linear.y = y.data_ptr();
+  if (y.numel() > 0) run(call, x.size(0), groups);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
+  library.def(
+      "convolution_last(Tensor x, Tensor packed, int out_channels, Tensor? bias, int groups, int[] numbers, int post_op, "
+      "Tensor? residual, bool bfloat16_out) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) { library.impl("convolution_last", TORCH_BOX(&convolution_last)); }
+
+}  // namespace slipstream

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Direct convolution, channels last, on vector registers: linear's strips, whose sums stay in registers over all taps. How
+// rows of the product are found: kernels/convolution_last_image.h. Needs kernels/linear_vector.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+// A run of depth: where it begins in the image, from an output's place on, and in a panel, in bytes; steps of multiply-adds.
+struct DepthRun {
+  int64_t x, weight, steps;
+};
+
+// A cache line of a place is 16 steps of two multiply-adds by a panel; copying it takes about two cycles.
+constexpr int64_t kLineProduct = 16;
+
+// Runs of all taps, none longer than a running sum may be.
+template <Step step>
+int64_t runs_of_a_tap(const LastImage& image) {
+  const int64_t steps = (image.depth + StepOf<step>::depth - 1) / StepOf<step>::depth;
+  return (steps + kStepsPerSum - 1) / kStepsPerSum;
+}
+
+template <Step step>
+int64_t find_depth(const ConvolutionLastCall& call, const LastImage& image, DepthRun* runs) {
+  constexpr int64_t depth = StepOf<step>::depth;
+  const int64_t steps = (image.depth + depth - 1) / depth, pieces = runs_of_a_tap<step>(image);
+  const int64_t row_bytes = call.row_depth() * kPanelColumns * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
+  int64_t found = 0;
+  for (int64_t row = 0; row < call.kernel_height; ++row) {
+    for (int64_t column = 0; column < call.kernel_width; column += image.across) {
+      const int64_t x = tap_offset(call, image, row, column);
+      const int64_t weight = row * row_bytes + column * call.in_channels / depth * kStepBytes;
+      for (int64_t p = 0; p < pieces; ++p) {
+        const int64_t first = steps * p / pieces, last = steps * (p + 1) / pieces;
+        runs[found++] = {x + first * depth, weight + first * kStepBytes, last - first};
+      }
+    }
+  }
+  return found;
+}
+
+// sums[rows][32] = the product of `rows` outputs and a panel.
+template <Step step, int rows>
+void strip_of_runs(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, const DepthRun* runs, int64_t count,
+                   float* out) {
+  for (int64_t column = 0; column < kPanelColumns; column += kStripColumns) {
+    int64_t run = 0;
+    do {
+      const bool first = run == 0;
+      Vec sums[rows][kStripVectors] = {};
+      int64_t done = 0;
+      do {
+        const typename StepOf<step>::X* from = x + runs[run].x;
+        const uint8_t* weight = w + column * kColumnBytes + runs[run].weight;
+        for (int64_t s = 0; s < runs[run].steps; ++s) {
+          multiply_step<step, rows>(sums, from + s * StepOf<step>::depth, x_stride, weight + s * kStepBytes);
+        }
+        done += runs[run].steps;
+        ++run;
+      } while (run < count && done + runs[run].steps <= kStepsPerSum);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kStripVectors; ++v) {
+          float* to = out + r * kPanelColumns + column + v * kWidth;
+          store(to, first ? sums[r][v] : sums[r][v] + load(to));
+        }
+      }
+    } while (run < count);
+  }
+}
+
+template <Step step>
+using StripOfRuns = void (*)(const typename StepOf<step>::X*, int64_t, const uint8_t*, const DepthRun*, int64_t, float*);
+template <Step step, int... rows>
+struct StripOfRunsTable {
+  static constexpr StripOfRuns<step> of[] = {strip_of_runs<step, rows>...};
+};
+#if SLIPSTREAM_WIDTH == 16
+template <Step step>
+using StripsOfRuns = StripOfRunsTable<step, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#else
+template <Step step>
+using StripsOfRuns = StripOfRunsTable<step, 1, 2, 3, 4, 5, 6>;
+#endif
+
+template <Step step>
+struct LastPlan {
+  using X = typename StepOf<step>::X;
+  LastImage image;
+  LastScratch scratch;
+
+  LastPlan(const ConvolutionLastCall& call, const LinearPart& part)
+      : image(last_image<X>(call, part.m_end - part.m_begin, kBlockBytes, kLineProduct)) {
+    const int64_t runs = call.taps() / image.across * runs_of_a_tap<step>(image);
+    scratch = last_scratch<X>(call, image, kStripRows, kStripRows * kPanelColumns, 3 * runs);
+  }
+};
+
+template <Step step>
+void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
+  using X = typename StepOf<step>::X;
+  const LastPlan<step> plan(call, part);
+  char* memory = static_cast<char*>(scratch);
+  float* sums = reinterpret_cast<float*>(memory + plan.scratch.sums);
+  DepthRun* runs = reinterpret_cast<DepthRun*>(memory + plan.scratch.products);
+  const int64_t count = find_depth<step>(call, plan.image, runs);
+  const int64_t panel_bytes = call.panel_elements() * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
+  const uint8_t* weight = static_cast<const uint8_t*>(call.linear.weight);
+  for_each_block_of_rows<X>(
+      call, plan.image, plan.scratch, kStripRows, part.m_begin, part.m_end, scratch,
+      [&](const Stretch<X>* stretches, int64_t stretch_count) {
+        for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+          for (int64_t s = 0; s < stretch_count; ++s) {
+            const Stretch<X>& stretch = stretches[s];
+            const uint8_t* w = weight + panel * panel_bytes;
+            StripsOfRuns<step>::of[stretch.count - 1](stretch.x, plan.image.position, w, runs, count, sums);
+            finish_stretch(call, plan.image, stretch, sums, panel);
+          }
+        }
+      });
+}
+
+// Rows of y are the part's rows here: out_height of each image.
+inline size_t convolution_last_scratch(const ConvolutionLastCall& call, const LinearPart& part) {
+  const bool halves = call.linear.weight_type == ElementType::bfloat16;
+  const LastScratch need = halves ? LastPlan<kBf16Step>(call, part).scratch : LastPlan<Step::float32>(call, part).scratch;
+  return static_cast<size_t>(need.bytes);
+}
+
+inline void convolution_last(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
+  call.linear.weight_type == ElementType::bfloat16 ? convolve_last<kBf16Step>(call, part, scratch)
+                                                   : convolve_last<Step::float32>(call, part, scratch);
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
