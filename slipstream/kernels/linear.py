@@ -22,7 +22,7 @@ from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
-__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "join", "linear", "pack", "plain_linear"]
+__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "join", "linear", "pack", "part", "plain_linear"]
 
 PANEL = 32
 """Columns of y whose weights lie together: csrc/kernels/linear.h."""
@@ -74,6 +74,18 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
         for part, view in zip(parts, data.split([part.data.shape[0] for part in parts]), strict=True)
     ]
     return PackedLinear(data, sum(part.n for part in parts), first.k, first.dtype, first.native), views
+
+
+def part(packed: PackedLinear, start: int, stop: int) -> PackedLinear:
+    """Outputs ``start`` to before ``stop`` of a packed weight, as a view of it.
+
+    Raises UsageError where they do not begin, and end before the last, at a multiple of 32.
+    """
+    if start % PANEL or not 0 <= start < stop <= packed.n or (stop % PANEL and stop != packed.n):
+        raise UsageError.of("start and stop", (start, stop), f"multiples of {PANEL} up to n, {packed.n}")
+    step = packed.data.shape[0] // -(-packed.n // PANEL) if packed.native else PANEL
+    data = packed.data[start // PANEL * step : -(-stop // PANEL) * step]
+    return PackedLinear(data, stop - start, packed.k, packed.dtype, packed.native)
 
 
 def linear(

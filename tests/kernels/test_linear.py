@@ -272,3 +272,22 @@ def test_what_cannot_be_joined():
         L.join([packed(32, 8), packed(32, 9)])
     with pytest.raises(UsageError, match=r"in torch\.bfloat16"):
         L.join([packed(32, 8), packed(32, 8, torch.bfloat16)])
+
+
+@by_level
+@given(
+    n=st.integers(1, 130), k=st.integers(1, 70), m=st.sampled_from([0, 1, 3, 14]), dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)  # fmt: skip
+def test_a_part_of_the_outputs_gives_the_same_bits(level, n, k, m, dtype, data):
+    torch.manual_seed(0)
+    start = 32 * data.draw(st.integers(0, (n - 1) // 32))
+    stop = data.draw(st.sampled_from([*range(start + 32, n, 32), n]))
+    x, packed = torch.randn(m, k), L.pack(torch.randn(n, k), dtype=dtype)
+    assert torch.equal(L.linear(x, L.part(packed, start, stop)), L.linear(x, packed)[:, start:stop])
+
+
+@pytest.mark.parametrize("rows", [(1, 32), (0, 33), (32, 32), (0, 128), (-32, 32)])
+def test_a_part_that_is_none(rows):
+    with pytest.raises(UsageError, match=r"^start and stop"):
+        L.part(L.pack(torch.randn(100, 4), dtype=torch.float32), *rows)

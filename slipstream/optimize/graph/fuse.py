@@ -14,12 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from slipstream.kernels.operands import DTYPES
+from slipstream.optimize.graph.makers.attention import fuse_attention
+from slipstream.optimize.graph.makers.norm import fuse_layer_norm, fuse_rms_norm
+from slipstream.optimize.graph.makers.recurrent import fuse_recurrent
+from slipstream.optimize.graph.makers.replacing import (
+    are_given,
+    computes,
+    dtype_of,
+    other_operand,
+    product_for,
+    replace_row,
+)
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
-from slipstream.optimize.graph.operators.attention import Attention, mask_that_hides
 from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
 from slipstream.optimize.graph.operators.linear import Linear
-from slipstream.optimize.graph.operators.norm import LayerNorm
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.graph.operators.pooling import GlobalAverage, MaxPool
 
@@ -59,7 +67,7 @@ class Row:
         user = self.next()
         if user is None or name_of(user) != name:
             return None
-        other = _other_operand(user, self.last, promoted=promoted)
+        other = other_operand(user, self.last, promoted=promoted)
         if other is not None:
             self.nodes.append(user)
         return other
@@ -73,7 +81,7 @@ class Row:
             return None
         other = given["other"] if given["input"] is self.last else given["input"]
         factor = tensor(other)
-        if factor is None or not _are_given(other) or factor.dtype != made.dtype or factor.shape != made.shape[-1:]:
+        if factor is None or not are_given(other) or factor.dtype != made.dtype or factor.shape != made.shape[-1:]:
             return None
         self.nodes.append(user)
         return other if isinstance(other, fx.Node) else None
@@ -85,7 +93,7 @@ class Row:
         added = only_user(moved) if moved is not None and order else None
         if moved is None or added is None or name_of(added) != "add":
             return None
-        other = _other_operand(added, moved)
+        other = other_operand(added, moved)
         if other is None:
             return None
         with graph.inserting_before(added):
@@ -126,25 +134,25 @@ def activation_of(node: fx.Node) -> str | None:
 
 def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     given = arguments(node)
-    if given is None or not _are_given(given["weight"], given.get("bias")) or not _computes(node, given["input"]):
+    if given is None or not are_given(given["weight"], given.get("bias")) or not computes(node, given["input"]):
         return 0
     if tensor(given["weight"]).dim() != 2 or tensor(given["input"]).dim() < 1:  # type: ignore[union-attr]
         return 0
     row = Row([node])
-    scale = row.take_scale()
+    scale = row.take_scale() if given.get("rows") is None else None
     if scale is None:
         row.take_activation()
         row.multiplier = row.take("mul")
     row.residual = row.take("add", promoted=True)
     order = None if row.residual is not None else row.take_permuted_sum(graph)
-    operator = Linear(_product_for(node, product), _dtype(row.last), row.post_op)
+    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, given.get("rows"))
     inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
-    return _replace(graph, row.nodes, operator, inputs, order)
+    return replace_row(graph, row.nodes, operator, inputs, order)
 
 
 def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     given = arguments(node)
-    if given is None or not _are_given(given["weight"], given.get("bias")) or not _computes(node, given["input"]):
+    if given is None or not are_given(given["weight"], given.get("bias")) or not computes(node, given["input"]):
         return 0
     geometry = _geometry(given)
     if geometry is None:
@@ -154,9 +162,9 @@ def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> i
     _take_norm(row)
     row.residual = row.take("add")
     row.take_activation()
-    operator = Convolution(_product_for(node, product), _dtype(row.last), geometry, row.post_op, row.epsilon)
+    operator = Convolution(product_for(node, product), dtype_of(row.last), geometry, row.post_op, row.epsilon)
     inputs = (source, row.residual, given["weight"], given.get("bias"), *row.norm)
-    return _replace(graph, row.nodes, operator, inputs)  # a pad that nobody reads any more goes with the dead code
+    return replace_row(graph, row.nodes, operator, inputs)  # a pad that nobody reads any more goes with the dead code
 
 
 def _geometry(given: dict[str, Any]) -> Geometry | None:
@@ -206,68 +214,34 @@ def _take_norm(row: Row) -> None:
         return
     norm = [given.get("weight"), given.get("bias"), given.get("running_mean"), given.get("running_var")]
     epsilon = given.get("eps", 1e-5)
-    if norm[2] is not None and norm[3] is not None and _are_given(*norm) and isinstance(epsilon, float):
+    if norm[2] is not None and norm[3] is not None and are_given(*norm) and isinstance(epsilon, float):
         row.nodes.append(user)
         row.norm, row.epsilon = norm, epsilon
 
 
-def _fuse_layer_norm(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
-    given = arguments(node)
-    if given is None or not _computes(node, given["input"]) or len(given["normalized_shape"]) != 1:
-        return 0
-    weight, bias = given.get("weight"), given.get("bias")
-    if not _are_given(weight, bias):
-        return 0
-    nodes, source, residual = [node], given["input"], None
-    if name_of(source) == "add" and only_user(source) is node:
-        terms = _terms(source, promoted=True)
-        if terms is not None:
-            nodes, source, residual = [source, node], *terms
-    return _replace(graph, nodes, LayerNorm(_dtype(node), given.get("eps", 1e-5)), (source, residual, weight, bias))
-
-
-def _fuse_attention(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
-    given = arguments(node)
-    if given is None or given.get("dropout_p", 0.0):
-        return 0
-    inputs = given["query"], given["key"], given["value"]
-    if not _computes(node, *inputs) or any(tensor(value).dim() != 4 for value in inputs):  # type: ignore[union-attr]
-        return 0
-    mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-    if not isinstance(scale, float | None) or not isinstance(causal, bool) or (mask is not None and causal):
-        return 0
-    hidden = tensor(mask)
-    if mask is not None and (hidden is None or hidden.dtype not in (torch.bool, *DTYPES)):
-        return 0
-    if isinstance(mask, fx.Node) and hidden is not None and hidden.dtype is torch.bool:
-        mask = _mask_or_none(graph, mask)
-    operator = Attention(_product_for(node, product), _dtype(node), causal=causal, scale=scale)
-    return _replace(graph, [node], operator, (*inputs, mask))
-
-
 def _fuse_max_pool(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     given = arguments(node)
-    if given is None or given.get("return_indices") or not _computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
+    if given is None or given.get("return_indices") or not computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
         return 0
     window = _pair(given["kernel_size"])
     stride = _pair(given.get("stride") or window)
     numbers = window, stride, _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
-    return _replace(graph, [node], MaxPool(_dtype(node), *numbers, bool(given.get("ceil_mode"))), (given["input"],))
+    return replace_row(graph, [node], MaxPool(dtype_of(node), *numbers, bool(given.get("ceil_mode"))), (given["input"],))
 
 
 def _fuse_average(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     given = arguments(node)
-    if given is None or not _computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
+    if given is None or not computes(node, given["input"]) or tensor(node).dim() != 4:  # type: ignore[union-attr]
         return 0
     if given["output_size"] not in (1, (1, 1), [1, 1]):
         return 0
-    return _replace(graph, [node], GlobalAverage(_dtype(node)), (given["input"],))
+    return replace_row(graph, [node], GlobalAverage(dtype_of(node)), (given["input"],))
 
 
 def _fuse_mean(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     """The mean over height and width, with and without those axes in the result."""
     given = arguments(node)
-    if given is None or given.keys() - {"input", "dim", "keepdim"} or not _computes(node, given["input"]):
+    if given is None or given.keys() - {"input", "dim", "keepdim"} or not computes(node, given["input"]):
         return 0
     made, axes = tensor(node), given.get("dim")
     if tensor(given["input"]).dim() != 4 or not isinstance(axes, (tuple, list)):  # type: ignore[union-attr]
@@ -275,10 +249,10 @@ def _fuse_mean(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
     if sorted(axis % 4 for axis in axes if isinstance(axis, int)) != [2, 3] or len(axes) != 2:
         return 0
     if given.get("keepdim", False):
-        return _replace(graph, [node], GlobalAverage(_dtype(node)), (given["input"],))
+        return replace_row(graph, [node], GlobalAverage(dtype_of(node)), (given["input"],))
     assert made is not None
     with graph.inserting_before(node):
-        pooled = graph.call_function(GlobalAverage(_dtype(node)), (given["input"],))
+        pooled = graph.call_function(GlobalAverage(dtype_of(node)), (given["input"],))
         pooled.meta = {"example_value": made[..., None, None]}
         flat = graph.call_method("flatten", (pooled, 1))
     flat.meta = dict(node.meta)
@@ -294,17 +268,6 @@ def _pair(numbers: Any) -> tuple[int, int]:
     return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
-    """One question for all layers that share a mask."""
-    for user in mask.users:
-        if user.target is mask_that_hides:
-            return user
-    with graph.inserting_after(mask):
-        asked = graph.call_function(mask_that_hides, (mask,))
-    asked.meta = dict(mask.meta)
-    return asked
-
-
 def _order_of(permute: fx.Node) -> tuple[int, ...]:
     """Its axes as non-negative numbers."""
     axes = permute.args[1] if len(permute.args) == 2 and isinstance(permute.args[1], (tuple, list)) else permute.args[1:]
@@ -312,82 +275,14 @@ def _order_of(permute: fx.Node) -> tuple[int, ...]:
     return tuple(axis % len(axes) for axis in numbers) if len(numbers) == len(axes) else ()
 
 
-def _replace(
-    graph: fx.Graph,
-    nodes: list[fx.Node],
-    operator: Operator,
-    inputs: tuple[Any, ...],
-    order: tuple[int, ...] | None = None,
-) -> int:
-    """Let the operator stand for the row; with ``order`` its result is permuted then."""
-    last = nodes[-1]
-    with graph.inserting_before(last):
-        fused = graph.call_function(operator, inputs)
-        fused.meta = dict(last.meta if order is None else nodes[-3].meta)
-        if order is not None:
-            fused = graph.call_method("permute", (fused, *order))
-            fused.meta = dict(last.meta)
-    last.replace_all_uses_with(fused)
-    for node in reversed(nodes):
-        graph.erase_node(node)
-    return 1
-
-
-def _terms(node: fx.Node, *, promoted: bool = False) -> tuple[fx.Node, fx.Node] | None:
-    """The operands of an add or mul, where both are tensors of the result's shape and dtype, or may be promoted to it."""
-    given = arguments(node)
-    if given is None or given.get("alpha", 1) != 1 or set(given) - {"input", "other", "alpha"}:
-        return None
-    want = tensor(node)
-    for operand in (given["input"], given["other"]):
-        have = tensor(operand)
-        if have is None or want is None or have.shape != want.shape:
-            return None
-        if have.dtype != want.dtype and not (promoted and {have.dtype, want.dtype} == set(DTYPES)):
-            return None
-    return given["input"], given["other"]
-
-
-def _other_operand(node: fx.Node, known: fx.Node, *, promoted: bool = False) -> fx.Node | None:
-    """Of an add or mul of ``known`` and a like tensor, the latter."""
-    terms = _terms(node, promoted=promoted)
-    return None if terms is None else terms[1] if terms[0] is known else terms[0]
-
-
-def _are_given(*weights: Any) -> bool:
-    """Whether each is a parameter or buffer of the model, or None: what can be packed once."""
-    return all(
-        weight is None
-        or (isinstance(weight, fx.Node) and weight.op in ("placeholder", "get_attr") and tensor(weight) is not None)
-        for weight in weights
-    )
-
-
-def _computes(node: fx.Node, *inputs: Any) -> bool:
-    """Whether inputs and result are of one dtype that we have kernels for, or autocast makes them so."""
-    made = tensor(node)
-    found = {None if tensor(value) is None else tensor(value).dtype for value in inputs}  # type: ignore[union-attr]
-    return made is not None and made.dtype in DTYPES and (
-        found == {made.dtype} or (made.dtype == torch.bfloat16 and found == {torch.float32})
-    )
-
-
-def _dtype(node: fx.Node) -> torch.dtype:
-    made = tensor(node)
-    assert made is not None
-    return made.dtype
-
-
-def _product_for(node: fx.Node, product: torch.dtype) -> torch.dtype:
-    """bfloat16 models multiply in bfloat16, whatever was asked for."""
-    return torch.bfloat16 if _dtype(node) == torch.bfloat16 else product
-
-
 _MAKERS = {
     "linear": _fuse_linear,
+    "linear_rows": _fuse_linear,
     "conv2d": _fuse_convolution,
-    "layer_norm": _fuse_layer_norm,
-    "scaled_dot_product_attention": _fuse_attention,
+    "layer_norm": fuse_layer_norm,
+    "rms_norm": fuse_rms_norm,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), fuse_recurrent),
+    "scaled_dot_product_attention": fuse_attention,
     "max_pool2d": _fuse_max_pool,
     "adaptive_avg_pool2d": _fuse_average,
     "mean": _fuse_mean,

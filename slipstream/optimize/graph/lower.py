@@ -20,6 +20,7 @@ from slipstream.optimize.graph.operators.operator import WeightOperator
 from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
 from slipstream.optimize.graph.simplify import simplify
+from slipstream.optimize.graph.written_out import read_written_out
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
+    read_written_out(graph)
     operators = fuse_convolutions(graph, dtype) + fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")

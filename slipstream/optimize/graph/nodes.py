@@ -15,6 +15,13 @@ from torch import fx
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
+    "linear_rows": ("input", "weight", "bias", "rows"),
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu"),
+        ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first"),
+    ),
+    "chunk": ("input", "chunks", "dim"),
+    "pow": ("input", "exponent"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     **dict.fromkeys(
         ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -47,8 +54,10 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
 _NAMES = {operator.matmul: "matmul", operator.truediv: "div", operator.getitem: "getitem"}
 
 
-def name_of(node: fx.Node) -> str:
-    """The operation's plain name, "linear" or "add"; empty for what is no operation (a placeholder, the output)."""
+def name_of(node: Any) -> str:
+    """The operation's plain name, "linear" or "add"; empty for what is no operation (a placeholder, the output, a number)."""
+    if not isinstance(node, fx.Node):
+        return ""
     if node.op == "call_method":
         return str(node.target)
     if node.op != "call_function":
@@ -57,7 +66,7 @@ def name_of(node: fx.Node) -> str:
     return known if known is not None else str(getattr(node.target, "__name__", node.target))
 
 
-def arguments(node: fx.Node) -> dict[str, Any] | None:
+def arguments(node: Any) -> dict[str, Any] | None:
     """The arguments by name; None where the operation's parameters are not known here, or more were passed than known."""
     names = _PARAMETERS.get(name_of(node))
     if names is None or len(node.args) > len(names):

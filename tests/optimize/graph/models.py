@@ -99,6 +99,61 @@ class ByHand(nn.Module):
         return x + self.scale * self.out(torch.matmul(weights, v))
 
 
+class WrittenOut(nn.Module):
+    """As transformers' Llama, Phi-3 and T5: RMS norms and a GELU by hand, repeated heads, gate and value of one linear."""
+
+    def __init__(self, width=64, gate="silu"):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, wide, bias=False) for wide in (width, 32, 32))
+        self.both, self.down = nn.Linear(width, 4 * width), nn.Linear(2 * width, width, bias=False)
+        self.wide, self.last = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.weights = nn.ParameterList(torch.rand(width) + 0.5 for _ in range(3))
+        self.gate = {"silu": F.silu, "gelu": F.gelu}[gate]
+
+    def norm(self, x, number):
+        x = x.to(torch.float32)
+        return self.weights[number] * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    def attend(self, x):
+        q, k, v = (part(x).view(*x.shape[:2], -1, 16).transpose(1, 2) for part in (self.query, self.key, self.value))
+        k, v = (
+            part[:, :, None, :, :].expand(-1, -1, 2, -1, -1).reshape(x.shape[0], 4, x.shape[1], 16) for part in (k, v)
+        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+
+    def forward(self, x):
+        x = x + self.attend(self.norm(x, 0))
+        gate, value = self.both(self.norm(x, 1)).chunk(2, dim=-1)
+        x = x + self.down(value * self.gate(gate))
+        y = self.wide(self.norm(x, 2))
+        y = 0.5 * y * (1.0 + torch.tanh((2.0 / torch.pi) ** 0.5 * (y + 0.044715 * torch.pow(y, 3.0))))
+        return x + self.last(y)
+
+
+class Sequences(nn.Module):
+    """An embedding, a recurrent module, scores; the last states are part of the answer, or not."""
+
+    def __init__(self, kind="LSTM", states=False, given=False, **others):
+        super().__init__()
+        self.words = nn.Embedding(50, 24)
+        self.cells = getattr(nn, kind)(24, 32, **others)
+        directions = 2 if self.cells.bidirectional else 1
+        self.scores = nn.Linear(directions * (self.cells.proj_size or 32), 10)
+        self.states = states
+        count = self.cells.num_layers * directions
+        self.first = nn.Parameter(torch.randn(count, 1, 32)) if given else None
+
+    def forward(self, ids):
+        x = self.words(ids)
+        if self.first is None:
+            y, states = self.cells(x)
+        else:
+            h = self.first.expand(-1, ids.shape[0 if self.cells.batch_first else 1], -1).contiguous()
+            y, states = self.cells(x, (h, 2 * h) if isinstance(self.cells, nn.LSTM) else h)
+        y = self.scores(y)
+        return (y, states) if self.states else y
+
+
 class Scaled(nn.Module):
     """As ConvNeXt and MobileNet: zeros around an image before a depthwise convolution, a scale, a sum behind a permutation."""
 
@@ -232,6 +287,16 @@ CASES = {
     "encoder, norm first": lambda: (Encoder(norm_first=True).eval(), (torch.randint(0, 50, (3, 9)),)),
     "encoder, gated": lambda: (Encoder(gated=True, norm_first=True).eval(), (torch.randint(0, 50, (1, 20)),)),
     "by hand": lambda: (ByHand().eval(), (torch.randn(2, 12, 32),)),
+    "written out": lambda: (WrittenOut().eval(), (torch.randn(2, 12, 64),)),
+    "written out, gelu": lambda: (WrittenOut(gate="gelu").eval(), (torch.randn(1, 7, 64),)),
+    "lstm": lambda: (
+        Sequences(num_layers=2, bidirectional=True, batch_first=True, dropout=0.2).eval(), (torch.randint(0, 50, (3, 9)),),
+    ),
+    "lstm, states": lambda: (Sequences(states=True, given=True).eval(), (torch.randint(0, 50, (9, 3)),)),
+    "lstm, projected": lambda: (Sequences(proj_size=8, states=True).eval(), (torch.randint(0, 50, (9, 2)),)),
+    "gru": lambda: (Sequences("GRU", bidirectional=True, given=True).eval(), (torch.randint(0, 50, (9, 3)),)),
+    "gru, states": lambda: (Sequences("GRU", states=True, batch_first=True).eval(), (torch.randint(0, 50, (2, 5)),)),
+    "rnn": lambda: (Sequences("RNN", num_layers=2, bias=False).eval(), (torch.randint(0, 50, (6, 4)),)),
     "scaled": lambda: (Scaled().eval(), (torch.randn(2, 16, 14, 18),)),
     "scaled, uneven zeros": lambda: (Scaled((0, 1, 0, 1), stride=2).eval(), (torch.randn(2, 16, 15, 18),)),
     "padding by name": lambda: (Named().eval(), (torch.randn(2, 16, 14, 18),)),

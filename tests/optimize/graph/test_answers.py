@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A captured and lowered model answers as the original does: values, dtypes, shapes, strides, structure, aliases."""
 
+import gc
+
 import pytest
 import torch
 
 from slipstream.decision import log
-from slipstream.optimize import leaf_tier
+from slipstream.optimize import leaf_tier, options
 from slipstream.optimize.graph.results import laid_out
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.models import CASES
 from tests.optimize.judging import LIMIT, error
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 
 def tensors(value):
@@ -112,6 +114,54 @@ def test_convolutions_of_every_rank_are_fused(at_once, case, count):
             parameter.mul_(1.1)
         (got, *_), (wanted, *_) = model(*args), model._call_impl(*args)
     assert error(got, wanted) < LIMIT["bfloat16"] * 2
+
+
+def test_what_is_written_out_is_fused(at_once):
+    at_once("bfloat16")
+    model, args = CASES["written out"]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
+    assert (names.count("rms_norm"), names.count("joint_linear"), names.count("linear")) == (3, 1, 5)
+    post_ops = sorted(node.target.post_op for node in graph.nodes if getattr(node.target, "kind", "") == "linear")
+    assert post_ops == ["gelu_tanh", "none", "none", "none", "silu"]
+    assert not {"expand", "pow", "tanh", "chunk", "silu"} & set(names)
+
+
+@pytest.mark.parametrize("case", ["lstm", "gru", "rnn"])
+def test_a_recurrent_module_is_one_operator_with_bfloat16_behind_it(at_once, case):
+    at_once("bfloat16")
+    model, args = CASES[case]()
+    graph = settle(model, *args).ways[0].program.lowered.fast.graph
+    (cells,) = [node.target for node in graph.nodes if getattr(node.target, "kind", "") == "recurrent"]
+    assert (cells.product, cells.out, cells.states) == (torch.bfloat16, torch.bfloat16, False)
+    assert not any(getattr(node.target, "__name__", "") == "zeros" for node in graph.nodes)
+
+
+@pytest.mark.parametrize("case", ["lstm", "lstm, projected", "gru, states", "rnn", "written out"])
+def test_weights_that_may_not_be_packed(at_once, case):
+    at_once("float32")
+    model, args = CASES[case]()
+    root = settle(model, *args)
+    held = [parameter.data for parameter in model.parameters()]
+    for factor in (0.5, 2):
+        for data in held:
+            data.mul_(factor)
+        wanted = plain(model._call_impl, *args)
+        got = plain(model, *args)
+        for ours, theirs in zip(tensors(got), tensors(wanted), strict=True):
+            assert error(ours, theirs) < LIMIT["float32"]
+    assert root.ways[0].program.broken is None
+
+
+@pytest.mark.parametrize("case", ["lstm", "written out"])
+def test_packs_are_the_layers_own(at_once, case):
+    at_once("bfloat16")
+    model, args = CASES[case]()
+    plain(model, *args)
+    gc.collect()
+    before = options.set_up.packed_bytes
+    assert settle(model, *args).ways
+    assert 0 < options.set_up.packed_bytes <= before
 
 
 def test_bfloat16_is_kept_between_operators(at_once):

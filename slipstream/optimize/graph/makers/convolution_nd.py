@@ -9,12 +9,8 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.fuse import Row
-from slipstream.optimize.graph.fuse import _are_given as are_given
-from slipstream.optimize.graph.fuse import _computes as computes
-from slipstream.optimize.graph.fuse import _dtype as dtype_of
-from slipstream.optimize.graph.fuse import _product_for as product_for
-from slipstream.optimize.graph.fuse import _replace as replace_row
 from slipstream.optimize.graph.fuse import _take_norm as take_norm
+from slipstream.optimize.graph.makers.replacing import are_given, computes, dtype_of, product_for, replace_row
 from slipstream.optimize.graph.nodes import arguments, name_of, tensor
 from slipstream.optimize.graph.operators.convolution import Geometry
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d, ConvolutionNd, Numbers

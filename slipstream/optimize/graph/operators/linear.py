@@ -11,19 +11,25 @@ import torch
 from slipstream.kernels import linear as kernel
 from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
 
+Rows = tuple[int, int] | None
+"""From one row of a weight to before another."""
+
 
 class Linear(WeightOperator):
     """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.
 
-    A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT.
+    A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT. ``rows`` are those of weight and bias that it
+    answers for, by default all: it reads a part of the whole weight's pack. There is no scale then.
     """
 
     kind = "linear"
     first_weight = 3
 
-    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str) -> None:
+    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, rows: Rows = None) -> None:
         super().__init__(product, out)
         self.post_op = post_op
+        self.rows = rows
+        self._cut: tuple[Any, Any] = (None, None)
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         weight, bias, scale = tensors
@@ -48,15 +54,26 @@ class Linear(WeightOperator):
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
         weight, bias, scale = tensors
+        if self.rows is not None:
+            bias = None if bias is None else bias[self.rows[0] : self.rows[1]]
+            weight = weight[self.rows[0] : self.rows[1]]
         if content is None:
             factor = multiplier if scale is None else scale.expand(*x.shape[:-1], -1)
             return kernel.plain_linear(
                 x, weight, bias, post_op=self.post_op, residual=residual, multiplier=factor, out_dtype=self.out
             )
         shift = bias if scale is None else content[1]
+        packed = content[0] if self.rows is None else self._part_of(content[0], self.rows)
         return kernel.linear(
-            x, content[0], shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
+            x, packed, shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )
+
+    def _part_of(self, packed: kernel.PackedLinear, rows: tuple[int, int]) -> kernel.PackedLinear:
+        whole, part = self._cut
+        if whole is not packed:
+            part = kernel.part(packed, *rows)
+            self._cut = packed, part
+        return part
 
 
 def shared_kind(weight: torch.Tensor, product: torch.dtype) -> Hashable:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer norm of rows, or of a sum of two: each tensor float32 or bfloat16, sums in float32."""
+"""Layer norm and RMS norm of rows, or of a sum of two: each tensor float32 or bfloat16, sums in float32."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ class LayerNorm(Operator):
 
     def __call__(self, x: Any, residual: Any, weight: Any, bias: Any) -> torch.Tensor:
         return kernel.layer_norm(x, weight, bias, self.eps, residual=residual, out_dtype=self.out)
+
+
+class RmsNorm(Operator):
+    """Takes x [..., C], residual (or None), weight [C] or None."""
+
+    kind = "rms_norm"
+
+    def __init__(self, out: torch.dtype, eps: float) -> None:
+        super().__init__(torch.float32, out)
+        self.eps = eps
+
+    def __call__(self, x: Any, residual: Any, weight: Any) -> torch.Tensor:
+        return kernel.rms_norm(x, weight, self.eps, residual=residual, out_dtype=self.out)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds functions that models write out as several operations, and puts torch's one function for them there.
+
+RMS norms and tanh's GELU, as transformers has them; and a linear whose result is cut into a gate and what it gates, which
+becomes two linears on parts of the weight, so that activation and product are fused with them. All in float32 or bfloat16
+throughout: where dtypes change on the way, roundings are part of what the script says.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from slipstream.kernels.linear import PANEL
+from slipstream.optimize.graph.makers.replacing import are_given
+from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
+
+_GATES = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh"})
+
+
+def read_written_out(graph: fx.Graph) -> None:
+    """Rewrite in place."""
+    readers = {"rsqrt": _read_rms_norm, "tanh": _read_gelu, "chunk": _read_gate}
+    for node in list(graph.nodes):
+        reader = readers.get(name_of(node))
+        if reader is not None and not node._erased:
+            reader(graph, node)
+    graph.eliminate_dead_code()
+
+
+def linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: tuple[int, int]) -> torch.Tensor:
+    """x · W[rows]ᵀ + b[rows]."""
+    start, stop = rows
+    return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+linear_rows.__module__ = "slipstream"
+
+
+def _read_rms_norm(graph: fx.Graph, node: fx.Node) -> None:
+    """weight * (x * rsqrt(mean(x ** 2, -1, keepdim=True) + epsilon))."""
+    epsilon, mean = _number_and(next(iter(node.args), None), "add")
+    given = arguments(mean) if name_of(mean) == "mean" and epsilon is not None else None
+    if given is None or given.get("dim") not in (-1, (-1,), [-1]) or given.get("keepdim") is not True:
+        return
+    x = _squared(given["input"])
+    scaled = only_user(node)
+    if x is None or scaled is None or name_of(scaled) != "mul" or set(scaled.all_input_nodes) != {x, node}:
+        return
+    weighted = only_user(scaled)
+    factors = () if weighted is None or name_of(weighted) != "mul" else weighted.all_input_nodes
+    weight = next((factor for factor in factors if factor is not scaled), None)
+    have, made = tensor(x), tensor(weight)
+    if weighted is None or have is None or made is None or not are_given(weight):
+        return
+    if made.shape != have.shape[-1:] or made.dtype != have.dtype or _dtypes(scaled, weighted, mean) != {have.dtype}:
+        return
+    _put(graph, weighted, F.rms_norm, (x, tuple(made.shape), weight, epsilon))
+
+
+def _squared(node: Any) -> fx.Node | None:
+    """x of x ** 2 or x * x."""
+    given = arguments(node)
+    if given is None:
+        return None
+    is_square = name_of(node) == "pow" and given["exponent"] == 2
+    is_product = name_of(node) == "mul" and given["input"] is given["other"]
+    return given["input"] if is_square or is_product else None
+
+
+def _read_gelu(graph: fx.Graph, node: fx.Node) -> None:
+    """0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))."""
+    factor, inner = _number_and(next(iter(node.args), None), "mul")
+    given = arguments(inner) if name_of(inner) == "add" else None
+    if given is None or not _is(factor, math.sqrt(2 / math.pi)):
+        return
+    x, cubic = given["input"], given["other"]
+    if name_of(x) == "mul" and _cube(x) is cubic:
+        x, cubic = cubic, x
+    one_more, half_x = only_user(node), None
+    if _cube(cubic) is not x or one_more is None or _number_and(one_more, "add") != (1, node):
+        return
+    whole = only_user(one_more)
+    if whole is not None and name_of(whole) == "mul":
+        half_x = next((other for other in whole.all_input_nodes if other is not one_more), None)
+    if half_x is None or whole is None or _number_and(half_x, "mul") != (0.5, x):
+        return
+    if len(_dtypes(x, cubic, node, whole)) == 1:
+        _put(graph, whole, F.gelu, (x,), {"approximate": "tanh"})
+
+
+def _cube(node: Any) -> Any:
+    """x of 0.044715 * x ** 3."""
+    factor, power = _number_and(node, "mul")
+    given = arguments(power) if name_of(power) == "pow" and _is(factor, 0.044715) else None
+    return given["input"] if given is not None and given["exponent"] == 3 else None
+
+
+def _read_gate(graph: fx.Graph, node: fx.Node) -> None:
+    """first, second = linear(x).chunk(2, -1), one of which goes through an activation and is multiplied by the other."""
+    given = arguments(node)
+    source: Any = given["input"] if given is not None else None
+    found = arguments(source) if name_of(source) == "linear" and only_user(source) is node else None
+    have, weight = tensor(source), None if found is None else tensor(found["weight"])
+    if given is None or found is None or have is None or weight is None or not are_given(found["weight"], found.get("bias")):
+        return
+    halves: dict[Any, fx.Node] = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    if given["chunks"] != 2 or given.get("dim", 0) not in (-1, have.dim() - 1) or len(node.users) != 2 or set(halves) != {0, 1}:
+        return
+    if weight.shape[0] % (2 * PANEL) or not (_gates(halves[0], halves[1]) or _gates(halves[1], halves[0])):
+        return
+    half_rows = weight.shape[0] // 2
+    for number, half in halves.items():
+        rows = number * half_rows, (number + 1) * half_rows
+        with graph.inserting_before(source):
+            part = graph.call_function(linear_rows, (found["input"], found["weight"], found.get("bias"), rows))
+        part.meta = dict(half.meta)
+        half.replace_all_uses_with(part)
+        graph.erase_node(half)
+
+
+def _gates(gate: fx.Node, other: fx.Node) -> bool:
+    activation, product = only_user(gate), only_user(other)
+    if activation is None or product is None or name_of(activation) not in _GATES or name_of(product) != "mul":
+        return False
+    return only_user(activation) is product
+
+
+def _number_and(node: Any, name: str) -> tuple[float | None, Any]:
+    """The number and the tensor of a sum or product of the two; (None, None) for anything else."""
+    given = arguments(node) if name_of(node) == name else None
+    if given is None or given.get("alpha", 1) != 1:
+        return None, None
+    for number, other in ((given["input"], given["other"]), (given["other"], given["input"])):
+        if isinstance(number, float | int) and isinstance(other, fx.Node):
+            return number, other
+    return None, None
+
+
+def _is(number: float | None, value: float) -> bool:
+    return number is not None and math.isclose(number, value, rel_tol=1e-6)
+
+
+def _dtypes(*nodes: Any) -> set[torch.dtype | None]:
+    return {None if (made := tensor(node)) is None else made.dtype for node in nodes}
+
+
+def _put(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_function(function, args, kwargs)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
