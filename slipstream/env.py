@@ -43,7 +43,8 @@ CHECK_EXIT_CODE = "SLIPSTREAM_CHECK_EXIT_CODE"
 """Set for the command of `slipstream bisect --check`: the script's exit code."""
 
 CACHE = "SLIPSTREAM_CACHE"
-"""Folder for results that outlive a process (kernel choices by CPU model); default `~/.cache/slipstream`."""
+"""Folder for results of measurements that outlive a process (which kernels and which allocator are the faster ones here);
+default `~/.cache/slipstream`. `off` (or `0`, `no`, `false`): none, and each process measures for itself."""
 
 PLAN = "SLIPSTREAM_PLAN"
 """Set by the launcher: the instance that this process belongs to, as JSON (index, cpus, nodes, threads)."""

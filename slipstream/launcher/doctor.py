@@ -24,7 +24,7 @@ import slipstream
 from slipstream import env
 from slipstream.errors import UsageError
 from slipstream.launcher import environment, preload
-from slipstream.runtime import cgroup, isa, memory_policy, topology
+from slipstream.runtime import cache_folder, cgroup, choice_file, isa, memory_policy, topology
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import Topology
 
@@ -81,6 +81,7 @@ def examine(environ: Mapping[str, str]) -> Facts:
         "openmp": _openmp(environ),
         "allocators": {name: preload.find_library(name, environ) for name in ("tcmalloc", "jemalloc")}
         | {"preloaded": environ.get("LD_PRELOAD") or "nothing"},
+        "kept_measurements": _kept_measurements(),
     }
 
 
@@ -143,7 +144,7 @@ def _cpu(whole: Topology) -> dict[str, Any]:
     governors = {_text(f"/sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor") for number in numbers}
     offline = [number for part in whole.left_out if part.reason == "offline" for number in part.cpus]
     return {
-        "model": _model(),
+        "model": isa.cpu_model(),
         "architecture": platform.machine(),
         "cpus": len(numbers),
         "physical_cores": len(cores),
@@ -251,12 +252,15 @@ def _openmp(environ: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _model() -> str | None:
-    for line in (_text("/proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in {"model name", "Model", "cpu"} and value.strip():
-            return value.strip()
-    return platform.processor() or None
+def _kept_measurements() -> dict[str, Any]:
+    """What earlier runs found out about speed here, of every version and instruction-set level."""
+    folder = cache_folder.folder()
+    found = [] if folder is None else choice_file.files(folder)
+    return {
+        "folder": folder if folder is not None else f"none: {cache_folder.why_none()}",
+        "kernel_choices": sum(choice_file.count(path) for path in found),
+        "files": len(found),
+    }
 
 
 def _version(distribution: str) -> str | None:

@@ -197,12 +197,17 @@ def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor |
     if macs < guards.SMALL_MACS:
         _decide(call, size, False, "too small for any kernel to repay the way to it")
         return None
-    question = ("attention", size, torch.get_num_threads())
+    question = ("attention", dtype, size, torch.get_num_threads())
+    known = guards.speed.known(question)
+    if known is not None and not known.fast:
+        _decide(call, size, False, f"the original is faster here{known.when()}", speedup_x=known.speedup_x)
+        return None
     if size not in _errors:
-        if not _decides_only and guards.speed.known(question) is None and not guards.speed.is_fasts_turn(question):
+        if not _decides_only and known is None and not guards.speed.is_fasts_turn(question):
             return _by_original(call, question, macs)
         checking_s = 2 * guards.speed.expected_s(question, min(macs, guards.TRIAL_MACS)) + FIXED_S
-        if not set_up.affords(checking_s) or not _lock.acquire(blocking=False):
+        credit = guards.credit(known, guards.speed.expected_s(question, macs))
+        if not set_up.affords(checking_s - credit) or not _lock.acquire(blocking=False):
             return _by_original(call, question, macs)
         try:
             if not _check(call, size, dtype):
@@ -216,7 +221,7 @@ def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor |
     verdict = guards.speed.known(question)
     if verdict is not None:
         why = f"in {str(dtype).removeprefix('torch.')}" if verdict.fast else "the original is faster here"
-        _decide(call, size, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=_errors[size])
+        _decide(call, size, verdict.fast, why + verdict.when(), speedup_x=verdict.speedup_x, error_relative=_errors[size])
         return _served(call, dtype, size) if verdict.fast else None
     if not guards.speed.is_fasts_turn(question) or not set_up.affords(guards.speed.expected_s(question, macs) / 2):
         return _by_original(call, question, macs)

@@ -2,7 +2,7 @@
 """Two questions asked on live data before a fast implementation may answer: is it right, is it faster?
 
 The first compares with the original on a sample of the input. The second times calls of the script as they come, answered
-by the one way and by the other; its answer is shared by all pieces of one kind and size.
+by the one way and by the other; its answer is shared by all pieces of one kind and size, and kept for other processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from slipstream.optimize.options import clocks, elapsed
+from slipstream.optimize import choices
+from slipstream.optimize.options import clocks, elapsed, set_up
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative error ‖fast − original‖ / ‖original‖ by the dtype that is multiplied.
@@ -65,9 +66,23 @@ def relative_error(fast: torch.Tensor, original: torch.Tensor) -> float | None:
 class Verdict:
     fast: bool
     speedup_x: float
+    earlier: bool = False
+    """Whether an earlier process measured it."""
+
+    def when(self) -> str:
+        """For the end of a reason."""
+        return ", measured earlier" if self.earlier else ""
 
 
 TRUST = Verdict(True, 1.0)
+
+
+def credit(verdict: Verdict | None, plain_s: float) -> float:
+    """Seconds of set-up that a call may take in advance: what its fast answer will earn and save, where that is known from
+    before. Whoever draws on it pays back from just that call."""
+    if verdict is None or not verdict.earlier or not verdict.fast:
+        return 0.0
+    return plain_s * (set_up.allowance.share + 1 - 1 / verdict.speedup_x)
 
 
 @dataclass
@@ -98,18 +113,33 @@ class SpeedGuard:
     """Trials by kind of piece and size of input. The calls of the script are the rounds: a call that is answered by the
     original is a round of the original's, and so on in turn, amid the model and on its data. Equal layers share a trial."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: choices.Memory | None = None) -> None:
+        """``memory``: of what other processes found; without one nothing is recalled or kept."""
+        self.memory = memory
         self._trials: dict[Hashable, Trial] = {}
         self._lock = threading.Lock()
         self.trusting = False
         """Every trial counts as won: for who wants runs that repeat, whatever the clock says."""
 
     def known(self, question: Hashable) -> Verdict | None:
-        """What was found, once it was."""
+        """What was found, once it was: here, or in an earlier process."""
         if self.trusting:
             return TRUST
         trial = self._trials.get(question)
+        if trial is None and self.memory is not None:
+            trial = self._recalled(question, self.memory)
         return None if trial is None else trial.verdict
+
+    def _recalled(self, question: Hashable, memory: choices.Memory) -> Trial:
+        """The trial as an earlier process ended it, or one that is still to be held: memory is asked but once."""
+        with set_up.timed():
+            choice = memory.recall(question)
+        trial = Trial()
+        if choice is not None:
+            trial.best[0] = [choice.original_s] * 2
+            trial.verdict = Verdict(choice.way == choices.OURS, choice.speedup_x, earlier=True)
+        with self._lock:
+            return self._trials.setdefault(question, trial)
 
     def is_fasts_turn(self, question: Hashable) -> bool:
         """The original begins."""
@@ -129,8 +159,13 @@ class SpeedGuard:
             trial = self._trials.setdefault(question, Trial())
             trial.rounds[fast] += 1
             trial.best[fast] = [min(had, (now + extra) / macs) for had, now in zip(trial.best[fast], spent, strict=True)]
-            if trial.verdict is None:
-                trial.judge(margin)
+            if trial.verdict is not None:
+                return
+            trial.judge(margin)
+        if trial.verdict is not None and self.memory is not None:
+            verdict, rounds = trial.verdict, min(trial.rounds)
+            with set_up.timed():
+                self.memory.keep(question, verdict.fast, verdict.speedup_x, margin, rounds, min(trial.best[0]))
 
     def settle(
         self, question: Hashable, fast: Callable[[], object], original: Callable[[], object], macs: float, margin: float = 1.0
@@ -145,9 +180,11 @@ class SpeedGuard:
 
     def clear(self) -> None:
         self.trusting = False
+        if self.memory is not None:
+            self.memory.close()
         with self._lock:
             self._trials.clear()
 
 
-speed = SpeedGuard()
+speed = SpeedGuard(choices.memory)
 """That of this process."""

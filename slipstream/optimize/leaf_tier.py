@@ -19,7 +19,7 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import dynamo, gates, guards, names, packs
+from slipstream.optimize import choices, dynamo, gates, guards, names, packs
 from slipstream.optimize.allowance import SHARE
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.graph import tier
@@ -84,6 +84,7 @@ def install(settings: Any) -> None:
     if settings.decides_only or settings.at_once:
         set_up.allowance.share = math.inf
     guards.speed.trusting = settings.at_once
+    choices.memory.reads = not settings.decides_only
     piecewise = settings.low_memory or settings.decides_only or settings.at_once  # a graph would answer for its pieces
     graph = settings.graph_mode and not piecewise
     options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, graph, settings.early_graphs)

@@ -65,6 +65,19 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags.partition(":")[2].split())
 
 
+def cpu_model() -> str | None:
+    """The first processor's name as its kernel tells it, or None where it does not."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in {"model name", "Model", "cpu"} and value.strip():
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
 @functools.cache
 def amx_refusal() -> str:
     """Ask the kernel for the tile registers: an empty string when it grants them, else its refusal in words.

@@ -2,7 +2,7 @@
 """Which allocator is fastest here at what tensors do: large blocks, allocated, written, freed, again and again.
 
 Measured once a machine in processes of their own, each with its library preloaded; the answer is kept in the
-cache folder. A library that fails is out.
+cache folder, if there is one. A library that fails is out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from slipstream import env
+from slipstream.runtime import cache_folder
 
 ROUNDS = 3
 LIMIT = 10.0
@@ -108,7 +108,8 @@ def measure(candidates: Candidates) -> dict[str, float]:
     kept = {name: value for name, value in seconds.items() if name not in failed}
     if "default" in kept and time.monotonic() < end:
         cache = _cache_file()
-        _write(cache, {**_read(cache), _key(candidates): kept})
+        if cache is not None:
+            _write(cache, {**_read(cache), _key(candidates): kept})
     return kept
 
 
@@ -161,12 +162,14 @@ def _key(candidates: Candidates) -> str:
     return "|".join(parts)
 
 
-def _cache_file() -> str:
-    folder = env.read(env.CACHE) or os.path.expanduser("~/.cache/slipstream")
-    return os.path.join(folder, "allocators.json")
+def _cache_file() -> str | None:
+    folder = cache_folder.folder()
+    return None if folder is None else os.path.join(folder, "allocators.json")
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)

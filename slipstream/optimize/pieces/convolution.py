@@ -70,6 +70,9 @@ class ConvolutionPiece(WeightLayerPiece):
         norm = self.followers.norm
         return ("convolution", self.transposed, tuple(weight.shape), self.settings, dtype, norm is not None)
 
+    def details(self, tensors: Tensors) -> Hashable:
+        return (super().details(tensors), self._comes_out_channels_last(tensors[0]))
+
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors
         assert weight is not None

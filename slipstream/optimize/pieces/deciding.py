@@ -74,8 +74,8 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
             piece.light.add(size)
             say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
             return None
-        kind = piece.kind(module, tensors, dtype)
-        question = (kind, size, piece.post_name(), torch.get_num_threads(), piece.options.autocast)
+        kind, details = piece.kind(module, tensors, dtype), piece.details(tensors)
+        question = (kind, details, size, piece.post_name(), torch.get_num_threads(), piece.options.autocast)
         if piece.options.decides_only:
             _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
             return None
@@ -83,20 +83,29 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
         if piece.moved and piece.pack is not None:
             verdict = guards.Verdict(True, 1.0)  # the original would bring its weight back into memory
         if verdict is not None and not verdict.fast:
-            piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
+            piece.refuse(size, f"the original is faster here{verdict.when()}", speedup_x=verdict.speedup_x)
             return None
         pack, is_new = piece.pack, False
-        if pack is None and (verdict is not None or guards.speed.is_fasts_turn(question)):
-            pack, is_new = _prepare(piece, module, x, tensors, Turn(question, dtype, part, macs, None, False)), True
+        plain_s = guards.speed.expected_s(question, macs)
+        wanted = guards.speed.is_fasts_turn(question) if verdict is None else not _is_cheaper_after(verdict, part, x)
+        if pack is None and wanted:
+            undecided = Turn(question, dtype, part, macs, None, False)
+            pack, is_new = _prepare(piece, module, x, tensors, undecided, credit=guards.credit(verdict, plain_s)), True
         if pack is None:
             return None if piece.is_given_up() else Turn(question, dtype, part, macs, None, False, is_new)
-        plain_s = guards.speed.expected_s(question, macs)
         if verdict is not None:
-            piece.accept(size, pack, dtype, verdict.speedup_x, plain_s)
+            if is_new and verdict.earlier:
+                set_up.allowance.earn(plain_s)  # as if the original had answered
+            piece.accept(size, pack, dtype, verdict, plain_s)
             return Turn(question, dtype, part, macs, pack, True, counts=False)
         fast = guards.speed.is_fasts_turn(question) and set_up.affords(plain_s / 2)
         counts = not (is_new and macs < CACHED * pack.life.bytes)
         return Turn(question, dtype, part, macs, pack, fast, counts=counts)
+
+
+def _is_cheaper_after(verdict: guards.Verdict, part: Any, x: Any) -> bool:
+    """Whether to let the original answer a first call, because the whole of that answer is what the check needs."""
+    return verdict.earlier and _first(part).shape == _first(x).shape
 
 
 def free_originals(piece: Piece, tensors: Tensors) -> None:
@@ -157,7 +166,7 @@ def _inspect(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Ha
             piece.margin,
         )
     if verdict.fast:
-        piece.accept(size, pack, now.dtype, verdict.speedup_x, 0.0)
+        piece.accept(size, pack, now.dtype, verdict, 0.0)
         piece.serve(module, x, pack, tensors, False)  # which counts, and leaves the answer to the original
     else:
         piece.refuse(size, "the original is faster here", speedup_x=verdict.speedup_x)
@@ -178,9 +187,11 @@ def _changes_too_often(piece: Piece, tensors: Tensors) -> bool:
 
 
 def _prepare(
-    piece: Piece, module: nn.Module, x: Any, tensors: Tensors, now: Turn, y: Any = None
+    piece: Piece, module: nn.Module, x: Any, tensors: Tensors, now: Turn, y: Any = None, credit: float = 0.0
 ) -> packs.Pack | None:
-    """A pack that fits and was seen to be right; None where that cannot be had, or not yet. ``y`` is the original's answer."""
+    """A pack that fits and was seen to be right; None where that cannot be had, or not yet. ``y`` is the original's answer,
+    ``credit`` the seconds that may be spent besides what was earned.
+    """
     kind = (piece.kind(module, tensors, now.dtype), piece.variant())
     sources = piece.sources(tensors)
     pack = packs.find(kind, *sources) if sources else packs.of_nothing(kind)
@@ -190,7 +201,7 @@ def _prepare(
     whole = y if y is not None and _first(now.part).shape == _first(x).shape else None
     runs = 1 if whole is not None else 2
     check_s = runs * guards.speed.expected_s(now.question, min(now.macs, guards.TRIAL_MACS))
-    if not set_up.affords(check_s + (costs.expected_s(piece.act, size) if pack is None else 0.0)):
+    if not set_up.affords(check_s + (costs.expected_s(piece.act, size) if pack is None else 0.0) - credit):
         piece.note_first(WAITS)
         set_up.wanted = WANTED
         return None

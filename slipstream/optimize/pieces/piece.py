@@ -87,6 +87,10 @@ class Piece:
         """What packs depend on beside the weights, and equal pieces share: operator, shapes, settings."""
         raise NotImplementedError
 
+    def details(self, tensors: Tensors) -> Hashable:
+        """What else the speed depends on, of which packs know nothing: what is fused behind, a weight's layout."""
+        return ()
+
     def sources(self, tensors: Tensors) -> Tensors:
         """Those of the tensors, from the first on, that the packed weights are made from; none where nothing is packed."""
         return tensors[:1]
@@ -226,9 +230,11 @@ class Piece:
 
     # Saying so --------------------------------------------------------------------------------------------
 
-    def accept(self, size: Hashable, pack: packs.Pack, dtype: torch.dtype, speedup: float, plain_s: float) -> None:
+    def accept(
+        self, size: Hashable, pack: packs.Pack, dtype: torch.dtype, verdict: guards.Verdict, plain_s: float
+    ) -> None:
         """From now on the fast way answers inputs of this size, with which the original takes ``plain_s``."""
-        self.saves_s = plain_s * (1 - 1 / speedup)
+        self.saves_s = plain_s * (1 - 1 / verdict.speedup_x)
         self.verdicts[size] = True
         self.wins += 1
         if self.options.low_memory:
@@ -237,8 +243,8 @@ class Piece:
         self.account.weight_bytes = sum(tensor.nbytes for tensor, *_ in pack.stamps if tensor is not None)
         self.note(
             True,
-            self.how(dtype),
-            speedup_x=round(speedup, 2),
+            self.how(dtype) + verdict.when(),
+            speedup_x=round(verdict.speedup_x, 2),
             error_relative=self.error,
             memory_mb=pack.life.bytes / 1e6,
         )

@@ -54,6 +54,10 @@ class WeightLayerPiece(Piece):
             return False
         return one_copy.obstacle(weight) is not None
 
+    def details(self, tensors: Tensors) -> Hashable:
+        form = self.followers.form
+        return (form.attribute, form.algorithm)
+
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors if self.followers.norm is not None else tensors[:1]
 
