@@ -46,6 +46,12 @@ CACHE = "SLIPSTREAM_CACHE"
 """Folder for results of measurements that outlive a process (which kernels and which allocator are the faster ones here);
 default `~/.cache/slipstream`. `off` (or `0`, `no`, `false`): none, and each process measures for itself."""
 
+GLIBC_TUNABLES = "GLIBC_TUNABLES"
+"""glibc's own, read because speed depends on what its malloc was told: choices are kept apart by it."""
+
+MALLOC_CONF = "MALLOC_CONF"
+"""The same of jemalloc."""
+
 PLAN = "SLIPSTREAM_PLAN"
 """Set by the launcher: the instance that this process belongs to, as JSON (index, cpus, nodes, threads)."""
 

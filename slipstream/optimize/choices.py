@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What earlier processes measured on this kind of machine: which way was the faster one, and whether to believe it.
 
-A choice is believed if it was clear, not contested and not old, and even then one in `AGAIN` is measured again, so that what was
-measured beside other work heals. Only speed is remembered. Whether a result is right depends on the weights, and is seen anew.
+A choice is believed if it was clear, not contested and not old, and even then one in `AGAIN` is measured again, so that what
+was measured beside other work heals. Only speed is remembered: whether a result is right depends on the weights.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Hashable
 import torch
 
 import slipstream
+from slipstream import env
 from slipstream.decision import log
 from slipstream.kernels import native
 from slipstream.runtime import cache_folder, choice_file, isa
-from slipstream.runtime.choice_file import Choice, ChoiceFile
+from slipstream.runtime.choice_file import Choice, ChoiceFile, Rows
 
 OURS, ORIGINAL = "ours", "original"
 
@@ -74,7 +75,7 @@ class Memory:
         self.reads = True
         """Off for who wants everything measured; what is found is still written."""
         self._file: ChoiceFile | None = None
-        self._known: dict[str, Choice] = {}
+        self._known = Rows()
         self._kept: dict[str, Choice] = {}
         self._opened = self._armed = self._deferred = False
         self._random = random.Random()  # one of its own: the script's sequence stays as it is
@@ -97,7 +98,7 @@ class Memory:
         if text is None or not self._is_open():
             return
         way = OURS if fast else ORIGINAL
-        self._kept[text] = Choice(way, float(speedup_x), float(margin), rounds, float(original_s), int(time.time()))
+        self._kept[text] = Choice(way, round(speedup_x, 4), float(margin), rounds, float(f"{original_s:.4g}"), int(time.time()))
         if not self._armed:
             self._armed = True
             atexit.register(self.flush)
@@ -126,7 +127,7 @@ class Memory:
         """Forget what was read, and whether anything could be: the next question opens the folder that is then meant."""
         self.flush()
         self._file, self._opened, self._deferred, self.reads = None, False, False, True
-        self._known.clear()
+        self._known = Rows()
         self._kept.clear()
         self._figures = dict.fromkeys(self._figures, 0)
 
@@ -145,7 +146,7 @@ class Memory:
             log.note(WHAT, False, f"{cache_folder.why_none()}; each process measures for itself")
             return
         self._file = ChoiceFile(folder, surroundings())
-        self._known = self._file.read()
+        self._known = self._file.rows()
         self._figures["read"] = len(self._known)
         self._count()
 
@@ -153,7 +154,8 @@ class Memory:
         self._file = None
         self._kept.clear()
         where = error.filename or cache_folder.folder()
-        log.note(WHAT, False, f"not kept: {where}: {error.strerror or error}; each process measures for itself", **self._figures)
+        why = f"not kept: {where}: {error.strerror or error}; each process measures for itself"
+        log.note(WHAT, False, why, **self._figures)
 
     def _count(self, *names: str) -> None:
         for name in names:
@@ -177,6 +179,7 @@ def surroundings() -> dict[str, str]:
         "slipstream": slipstream.__version__,
         "native": _build(),
         "libraries": " ".join(_preloaded()),
+        "malloc": f"{env.read(env.GLIBC_TUNABLES)} {env.read(env.MALLOC_CONF)}",
     }
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file of measured choices that several processes read and append to at once: one for each kind of machine and build.
 
-JSON lines. The first says what the choices hold for, each other one is a row of `Choice`'s fields behind its question; of two
-rows for one question the later counts. Writers take turns by flock. A row that is torn, by a kill or by a full disk, is a line
-that nobody can read, and nothing else is lost. What a file is trusted for is not decided here (`optimize/choices.py`).
+The first line says what the choices hold for; each other one is a question, a tab and `Choice`'s fields, both as JSON. Of two
+rows for one question the later counts. A row is decoded when it is asked for, so that a file is read in a millisecond.
+Writers take turns by flock. A row that is torn, by a kill or by a full disk, is a line that nobody can read, and nothing else
+is lost. What a file is trusted for is not decided here (`optimize/choices.py`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,37 @@ class Choice(NamedTuple):
     contested: bool = False
 
 
+class Rows:
+    """A file's content, by question: its last two rows as they stand there."""
+
+    def __init__(self, content: str = "") -> None:
+        self._rows: dict[str, tuple[str, ...]] = {}
+        for line in content.split("\n")[1:]:
+            question, tab, fields = line.partition("\t")
+            if tab:
+                before = self._rows.pop(question, ())  # so that the later stands later
+                self._rows[question] = (*before[-1:], fields)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, question: str) -> Choice | None:
+        """What is known of a question; contested, where the last two measurements differ."""
+        return self._decode(json.dumps(question))
+
+    def decoded(self) -> dict[str, Choice]:
+        """Everything that can be read."""
+        found = ((_value(question), self._decode(question)) for question in self._rows)
+        return {question: choice for question, choice in found if isinstance(question, str) and choice is not None}
+
+    def _decode(self, question: str) -> Choice | None:
+        choices = [choice for choice in map(_choice, self._rows.get(question, ())) if choice is not None]
+        if not choices:
+            return None
+        differ = len({choice.way for choice in choices}) > 1
+        return choices[-1]._replace(contested=True) if differ else choices[-1]
+
+
 class Busy(OSError):
     """Another process has held the lock for longer than `PATIENCE_S`."""
 
@@ -66,11 +98,14 @@ class ChoiceFile:
 
     def read(self) -> dict[str, Choice]:
         """What is known, by question; the oldest first. Raises OSError where a file is there and cannot be read."""
+        return self.rows().decoded()
+
+    def rows(self) -> Rows:
+        """The same, to be decoded by and by."""
         try:
-            with open(self.path, "rb") as file:
-                return _parse(file.read(2 * MOST_BYTES))
+            return Rows(_content(self.path))
         except FileNotFoundError:
-            return {}
+            return Rows()
 
     def append(self, found: Mapping[str, Choice]) -> None:
         """Add rows, whole or not at all. Raises OSError where that cannot be: no permission, no room, no locks, `Busy`."""
@@ -144,51 +179,33 @@ def files(folder: str) -> list[str]:
 def count(path: str) -> int:
     """How many choices a file holds; 0 where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return len(_parse(file.read(2 * MOST_BYTES)))
+        return len(Rows(_content(path)))
     except OSError:
         return 0
 
 
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read(2 * MOST_BYTES).decode(errors="replace")
+
+
 def _row(question: str, choice: Choice) -> bytes:
-    return json.dumps([question, *choice]).encode() + b"\n"
+    return f"{json.dumps(question)}\t{json.dumps(choice)}\n".encode()
 
 
-def _parse(content: bytes) -> dict[str, Choice]:
-    found: dict[str, Choice] = {}
-    for row in _rows(content.split(b"\n")[1:]):
-        if not _is_row(row):
-            continue
-        question, *fields = row
-        found_before = found.pop(question, None)  # so that the later stands later
-        choice = Choice(*fields)
-        if found_before is not None and found_before.way != choice.way:
-            choice = choice._replace(contested=True)
-        found[question] = choice
-    return found
+def _choice(text: str) -> Choice | None:
+    fields = _value(text)
+    return Choice(*fields) if type(fields) is list and tuple(map(type, fields)) == _FIELDS else None
 
 
-def _rows(lines: list[bytes]) -> list[Any]:
-    """All at once, which takes a third of the time; one by one where a line is damaged."""
-    lines = [line for line in lines if line]
+def _value(text: str) -> Any:
     try:
-        return list(json.loads(b"[" + b",".join(lines) + b"]"))
-    except (ValueError, RecursionError):
-        return [row for row in map(_value, lines) if row is not None]
-
-
-def _value(line: bytes) -> Any:
-    try:
-        return json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-_FIELDS = (str, str, float, float, int, float, int, bool)
-
-
-def _is_row(row: Any) -> bool:
-    return type(row) is list and tuple(map(type, row)) == _FIELDS
+_FIELDS = (str, float, float, int, float, int, bool)
 
 
 def _lock(file: int) -> bool:

@@ -21,6 +21,7 @@ def _engine_fixtures():
 
 _fixtures = _engine_fixtures()
 always_faster, clean, engine, seeded = _fixtures.always_faster, _fixtures.clean, _fixtures.engine, _fixtures.seeded
+nothing_measured_before = _fixtures.nothing_measured_before
 
 
 @pytest.fixture(autouse=True)

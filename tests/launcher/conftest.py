@@ -1,22 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A launcher to run in a process of its own, and scripts for it."""
 
-import os
 import subprocess
 
 import pytest
 from launched import COMMAND, environment
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
-    """What is measured once a machine is measured once for the tests, and the user's cache is left alone."""
-    before = os.environ.get("SLIPSTREAM_CACHE")
-    os.environ["SLIPSTREAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("SLIPSTREAM_CACHE")
-    if before is not None:
-        os.environ["SLIPSTREAM_CACHE"] = before
 
 
 @pytest.fixture

@@ -56,6 +56,14 @@ def test_what_was_measured_is_kept(cache, runs):
     assert allocator_probe.known_allocator(CANDIDATES) == answers[0]
 
 
+def test_with_the_cache_off_each_launch_measures(cache, runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(env.CACHE, "off")
+    answers = [allocator_probe.best_allocator(CANDIDATES) for _ in range(2)]
+    assert answers[0] == answers[1] and len(runs) == 4 * allocator_probe.ROUNDS
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_settings_of_a_library_are_measured_anew(cache, runs):
     allocator_probe.best_allocator(CANDIDATES)
     allocator_probe.best_allocator({"default": {}, "keep": {"NAME": "keep", "MALLOC_CONF": "other"}})

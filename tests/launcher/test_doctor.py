@@ -13,6 +13,7 @@ from slipstream import env
 from slipstream.errors import UsageError
 from slipstream.launcher import doctor, environment
 from slipstream.runtime import isa
+from slipstream.runtime.choice_file import Choice, ChoiceFile
 
 CPUS = sorted(os.sched_getaffinity(0))
 HEALTHY = {
@@ -94,6 +95,15 @@ def test_a_native_extension_switched_off_is_said():
     assert json.loads(run("--json", **{env.NATIVE: "0"}).stdout)["software"]["native_extension"] == (
         "switched off by SLIPSTREAM_NATIVE"
     )
+
+
+def test_it_counts_what_earlier_runs_measured(tmp_path):
+    file = ChoiceFile(str(tmp_path), {"cpu": "a"})
+    file.append({question: Choice("ours", 2.0, 1.0, 2, 1e-11, 0) for question in "qr"})
+    told = json.loads(run("--json", **{env.CACHE: str(tmp_path)}).stdout)["kept_measurements"]
+    assert told == {"folder": str(tmp_path), "kernel_choices": 2, "files": 1}
+    told = json.loads(run("--json", **{env.CACHE: "off"}).stdout)["kept_measurements"]
+    assert told == {"folder": f"none: {env.CACHE} switches it off", "kernel_choices": 0, "files": 0}
 
 
 def test_bad_arguments():

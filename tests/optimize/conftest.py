@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from slipstream import env
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
 from slipstream.optimize import accounts, attention, guards, leaf_tier, names, options
@@ -54,6 +55,14 @@ def engine(always_faster, clean):
         attention.install(settings)
 
     return start
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured_before(monkeypatch, tmp_path):
+    """Each test's trials are held anew, and leave nothing for the next."""
+    monkeypatch.setenv(env.CACHE, str(tmp_path / "cache"))
+    yield
+    guards.speed.clear()
 
 
 @pytest.fixture(autouse=True)
