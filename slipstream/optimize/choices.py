@@ -167,7 +167,7 @@ class Memory:
         """With what else the speed depends on and may change while a process runs."""
         threads = torch.get_num_threads()
         cpus = min(threads, len(os.sched_getaffinity(0)))
-        return as_text((question, torch.get_float32_matmul_precision(), cpus))
+        return as_text((question, torch.get_float32_matmul_precision(), threads, cpus))
 
 
 def surroundings() -> dict[str, str]:

@@ -276,14 +276,20 @@ def faster_of_two(weight: torch.Tensor, bias: torch.Tensor | None, owner: Convol
     question = ("convolution_last", astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
     verdict = guards.speed.known(question)
     if verdict is not None:
+        if verdict.earlier:
+            _say_who_won(weight, g, verdict)
         return (Direct if verdict.fast else OneDnn)(weight, bias, owner)
     ours, theirs = Direct(weight, bias, owner), OneDnn(weight, bias, owner)
     own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
     x = torch.randn(g.size, generator=own).to(owner.product, memory_format=torch.channels_last)
     macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
     verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
-    size = " x ".join(map(str, g.size))
-    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: direct kernel"
-    reason = "raced against oneDNN on an image of this size"
-    log.note(what, verdict.fast, reason, speedup_x=verdict.speedup_x)
+    _say_who_won(weight, g, verdict)
     return ours if verdict.fast else theirs
+
+
+def _say_who_won(weight: torch.Tensor, geometry: Geometry, verdict: guards.Verdict) -> None:
+    size = " x ".join(map(str, geometry.size))
+    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: direct kernel"
+    reason = f"raced against oneDNN on an image of this size{verdict.when()}"
+    log.note(what, verdict.fast, reason, speedup_x=verdict.speedup_x)
