@@ -5,6 +5,8 @@
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
+constexpr Cut kStripCut = {kStripRows, 1};
+
 // A run of depth: where it begins in the image, from an output's place on, and in a panel, in bytes; steps of multiply-adds.
 struct DepthRun {
   int64_t x, weight, steps;
@@ -93,7 +95,7 @@ struct LastPlan {
   LastPlan(const ConvolutionLastCall& call, const LinearPart& part)
       : image(last_image<X>(call, part.m_end - part.m_begin, kBlockBytes, kLineProduct)) {
     const int64_t runs = call.taps() / image.across * runs_of_a_tap<step>(image);
-    scratch = last_scratch<X>(call, image, kStripRows, kStripRows * kPanelColumns, 3 * runs);
+    scratch = last_scratch<X>(call, image, kStripCut, kStripRows * kPanelColumns, 3 * runs);
   }
 };
 
@@ -108,7 +110,7 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
   const int64_t panel_bytes = call.panel_elements() * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
   const uint8_t* weight = static_cast<const uint8_t*>(call.linear.weight);
   for_each_block_of_rows<X>(
-      call, plan.image, plan.scratch, kStripRows, part.m_begin, part.m_end, scratch,
+      call, plan.image, plan.scratch, kStripCut, part.m_begin, part.m_end, scratch,
       [&](const Stretch<X>* stretches, int64_t stretch_count) {
         for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
           for (int64_t s = 0; s < stretch_count; ++s) {

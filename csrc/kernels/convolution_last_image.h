@@ -175,11 +175,21 @@ struct Stretch {
   int64_t pixel, position, count;
 };
 
-// At most `most` positions a stretch, nearly equal ones. Returns how many there are.
+// How a segment is cut: at most `most` positions a stretch, and where there are several stretches, a multiple of `together`.
+struct Cut {
+  int64_t most, together;
+
+  int64_t stretches(const LastImage& image, int64_t out_width, int64_t rows) const {
+    const int64_t positions = (rows - 1) * image.positions + out_width, count = (positions + most - 1) / most;
+    return count > 1 ? round_up(count, together) : count;
+  }
+};
+
+// Into nearly equal stretches. Returns how many there are.
 template <typename X>
-int64_t cut_segment(const LastImage& image, int64_t out_width, int64_t rows, int64_t most, const X* x, int64_t pixel,
+int64_t cut_segment(const LastImage& image, const Cut& cut, int64_t out_width, int64_t rows, const X* x, int64_t pixel,
                     Stretch<X>* to) {
-  const int64_t positions = (rows - 1) * image.positions + out_width, count = (positions + most - 1) / most;
+  const int64_t positions = (rows - 1) * image.positions + out_width, count = cut.stretches(image, out_width, rows);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = positions * i / count, end = positions * (i + 1) / count;
     to[i] = {x + begin * image.position, pixel, begin, end - begin};
@@ -211,9 +221,9 @@ struct LastScratch {
   int64_t image, sums, stretches, products, bytes;
 };
 
-// `most`: positions of a stretch; `sums`: floats; `products`: numbers that say where products are.
+// `sums`: floats; `products`: numbers that say where products are.
 template <typename X>
-LastScratch last_scratch(const ConvolutionLastCall& call, const LastImage& image, int64_t most, int64_t sums,
+LastScratch last_scratch(const ConvolutionLastCall& call, const LastImage& image, const Cut& cut, int64_t sums,
                          int64_t products) {
   constexpr int64_t size = sizeof(X);
   LastScratch at;
@@ -221,8 +231,7 @@ LastScratch last_scratch(const ConvolutionLastCall& call, const LastImage& image
   // Tiles and copies go beyond the last place.
   at.sums = at.image + (image.segments * image.segment() + 16 * image.position) * size + 64;
   at.stretches = at.sums + sums * 4;
-  const int64_t positions = (image.rows - 1) * image.positions + call.out_width;
-  const int64_t stretches = image.segments * ((positions + most - 1) / most);
+  const int64_t stretches = image.segments * cut.stretches(image, call.out_width, image.rows);
   at.products = at.stretches + stretches * static_cast<int64_t>(sizeof(Stretch<X>));
   at.bytes = at.products + products * static_cast<int64_t>(sizeof(int64_t));
   return at;
@@ -231,7 +240,7 @@ LastScratch last_scratch(const ConvolutionLastCall& call, const LastImage& image
 // Rows [begin, end) of y, counted through all images, by blocks: multiply(stretches, count) has each block's image in scratch
 // memory.
 template <typename X, typename Multiply>
-void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& image, const LastScratch& at, int64_t most,
+void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& image, const LastScratch& at, const Cut& cut,
                             int64_t begin, int64_t end, void* scratch, const Multiply& multiply) {
   char* memory = static_cast<char*>(scratch);
   X* pixels = reinterpret_cast<X*>(memory);
@@ -244,7 +253,7 @@ void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& im
       int64_t rows = call.out_height - row < image.rows ? call.out_height - row : image.rows;
       if (end - begin < rows) rows = end - begin;
       copy_segment(call, image, index, row, rows, pixels, x);
-      count += cut_segment(image, call.out_width, rows, most, x, begin * call.out_width, stretches + count);
+      count += cut_segment(image, cut, call.out_width, rows, x, begin * call.out_width, stretches + count);
       begin += rows;
     }
     multiply(stretches, count);

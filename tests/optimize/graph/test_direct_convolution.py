@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A convolution that oneDNN and our direct kernel can both answer goes to the one that won a race, and means the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,19 +30,19 @@ def raced(monkeypatch):
     log.clear()
 
 
-def operands(residual=False):
+def operands(residual_width=None):
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, 40, 36), torch.randn(40, 3, 7, 7) / 12
-    return x, torch.randn(2, 40, 20, 18) if residual else None, weight, torch.randn(40)
+    return x, None if residual_width is None else torch.randn(2, 40, 20, residual_width), weight, torch.randn(40)
 
 
 @pytest.mark.parametrize("won", [True, False])
-@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("behind", "residual_width"), [(None, 18), (None, None), ((3, 4), 19), ((2, 4), None)])
 @pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
-def test_the_winner_answers_and_means_the_same(raced, monkeypatch, won, residual, out):
+def test_the_winner_answers_and_means_the_same(raced, monkeypatch, won, behind, residual_width, out):
     monkeypatch.setattr(guards.SpeedGuard, "known", lambda *_: guards.Verdict(won, 2.0))
-    operator = Convolution(torch.bfloat16, out, GEOMETRY, "relu", None)
-    tensors = operands(residual)
+    operator = Convolution(torch.bfloat16, out, replace(GEOMETRY, end_padding=behind), "relu", None)
+    tensors = operands(residual_width)
     y = operator(*tensors)
     assert isinstance(operator.pack.content, Direct if won else OneDnn)
     assert y.dtype is out
