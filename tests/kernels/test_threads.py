@@ -13,6 +13,7 @@ from slipstream.kernels import (
     activation,
     attention,
     convolution,
+    convolution_last,
     depthwise,
     linear,
     linear_int8,
@@ -53,7 +54,10 @@ def images():
         yield lambda packed=packed: winograd.convolution_3x3(x, packed, post_op="relu")
         other = convolution.pack(torch.randn(12, 8, 3, 3), dtype=dtype, stride=(2, 1), padding=(1, 1))
         yield lambda other=other: convolution.convolution(planes, other)
-        yield lambda pixels=x.to(dtype): depthwise.depthwise(pixels, deep, post_op="relu6")
+        direct = convolution_last.pack(weight, dtype=dtype, stride=(2, 2), padding=(1, 1))
+        yield lambda direct=direct: convolution_last.convolution_last(x, direct, post_op="relu")
+        pixels = x.to(dtype)
+        yield lambda pixels=pixels: depthwise.depthwise(pixels, deep, post_op="relu6")
     yield lambda: pooling.max_pool(x, (3, 3), (2, 2), (1, 1))
     yield lambda: transpose.to_channels_last(planes, LOW)
 
