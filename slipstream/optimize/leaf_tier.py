@@ -85,9 +85,8 @@ def install(settings: Any) -> None:
         set_up.allowance.share = math.inf
     guards.speed.trusting = settings.at_once
     choices.memory.reads = not settings.decides_only
-    piecewise = settings.low_memory or settings.decides_only or settings.at_once  # a graph would answer for its pieces
-    graph = settings.graph_mode and not piecewise
-    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, graph, settings.early_graphs)
+    early = settings.early_graphs or settings.at_once
+    options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, settings.graph_mode, early)
     _everywhere[:] = [options]
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())

@@ -254,3 +254,29 @@ def test_flags_of_the_engine_reach_its_settings(launcher, script):
         assert wanted in said
     ended = launcher(*flags, "--no-children", script(command, name="start.py"), script(text))
     assert "KeyError: 'SLIPSTREAM_AUTOPATCH'" in ended.stderr  # taken away in the script's own process
+
+
+def test_bisect_tells_a_graph_from_its_layers(slipstream, script):
+    text = """
+        import sys
+        import torch
+        from slipstream.optimize.graph.operators import linear
+        from torch import nn
+        torch.manual_seed(0)
+        right = linear.Linear.__call__
+        linear.Linear.__call__ = lambda *given: right(*given) * 1.00001
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(64, 256), nn.Linear(256, 64)
+            def forward(self, x):
+                return self.second(self.first(x).relu())
+        model, x = Net().eval(), torch.randn(8, 64)
+        with torch.no_grad():
+            for number in range(6):
+                y = model(x)
+        print("%.3f" % (y[0, 0].item() * 1e6))
+    """
+    ended = slipstream("bisect", "--dtype", "float32", "--tolerance", 3e-6, script(text))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.splitlines()[-1] == "SLIPSTREAM_SKIP=Net.graph", ended.stdout

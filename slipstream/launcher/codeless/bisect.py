@@ -190,7 +190,10 @@ class Bisection:
 
 
 def names_in(report: Mapping[str, Any]) -> list[str]:
-    """Every name that SLIPSTREAM_SKIP may take, of all processes, in the order in which they were met."""
+    """Every name that SLIPSTREAM_SKIP may take, of all processes, in the order in which they were met.
+
+    Graphs come last: one answers only where nothing in it is left out, so that all of its layers are tried before.
+    """
     names: dict[str, None] = {}
     for process in report["processes"]:
         accounts = process.get("accounts", {})
@@ -198,7 +201,7 @@ def names_in(report: Mapping[str, Any]) -> list[str]:
             account = accounts.get(decision["what"])
             if account is not None:
                 names[account["layer"] if account["tier"] == "function" else decision["what"].partition(": ")[0]] = None
-    return list(names)
+    return sorted(names, key=lambda name: name.endswith(".graph"))
 
 
 def pattern_of(name: str) -> str:

@@ -21,6 +21,7 @@ from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
 from slipstream.optimize.graph.simplify import simplify
 from slipstream.optimize.graph.written_out import read_written_out
+from slipstream.optimize.options import Options
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ class Lowered:
     regions: bool = False
 
 
-def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lowered:
-    """Lower a graph and pack its weights. Raises CaptureRefused where it is impure, or nothing in it is ours."""
+def lower(captured: fx.GraphModule, inputs: list[Any], options: Options) -> Lowered:
+    """Lower a graph and pack its weights.
+
+    Raises CaptureRefused where it is impure, or nothing in it is ours; with ``options.low_memory`` also where it would need
+    packs that the layers do not have.
+    """
+    dtype = options.dtype
     pure = _copy(captured.graph)
     make_pure(pure)
     regions = remember_regions(pure)
@@ -54,7 +60,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], dtype: torch.dtype) -> Lo
     restore(graph, low)
     graph.lint()
     fast = fx.GraphModule(captured, graph)
-    _pack(graph, inputs)
+    _pack(graph, inputs, only_shared=options.low_memory)
     products = {node.target.product for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)}
     return Lowered(reference, fast, operators, torch.bfloat16 if torch.bfloat16 in products else torch.float32, regions)
 
@@ -67,10 +73,12 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     return new
 
 
-def _pack(graph: fx.Graph, inputs: list[Any]) -> None:
+def _pack(graph: fx.Graph, inputs: list[Any], *, only_shared: bool) -> None:
     """Pack now, off the way of any call; operators that must not pack do without."""
     given = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs, strict=True))
     for node in graph.nodes:
         if isinstance(node.target, WeightOperator):
-            weights = node.args[node.target.first_weight :]
-            node.target.content(tuple(given.get(weight) for weight in weights))
+            weights = tuple(given.get(weight) for weight in node.args[node.target.first_weight :])
+            if only_shared and not node.target.is_shared(weights):
+                raise CaptureRefused(f"low memory: the pack of its {node.target.kind} would be a second copy")
+            node.target.content(weights)

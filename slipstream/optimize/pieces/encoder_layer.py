@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nn.TransformerEncoderLayer where torch would run it as one operator: packed weights, activation and sums within the products.
 
-Where torch runs the layer part by part, so do we: each part has a piece of its own. A bisection and an inspection look at
-parts as well.
+Where torch runs the layer part by part, so do we: each part has a piece of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class EncoderLayerPiece(Piece):
         return module._call_impl(*args, **kwargs)
 
     def tensors(self, module: nn.Module) -> Tensors | None:
-        if self.options.decides_only or guards.speed.trusting or not torch.backends.mha.get_fastpath_enabled():
+        if not torch.backends.mha.get_fastpath_enabled():
             return None
         parts = module.__dict__["_modules"]
         if any(type(parts.get(name)) is not kind for name, kind in PARTS.items()) or _post_op(module) is None:

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
+from slipstream.optimize import accounts
 from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph.program import Program
 from slipstream.optimize.optimize_model import optimize_model
+from slipstream.optimize.options import set_up
 from tests.optimize.graph.conftest import needs_native, settle
-from tests.optimize.graph.models import Encoder, Residual
+from tests.optimize.graph.models import CASES, Encoder, Residual
 from tests.optimize.judging import error
 
 pytestmark = needs_native
@@ -346,3 +348,44 @@ print(tuple(y.shape))
 def test_a_script_that_ends_meanwhile_ends():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(64, 256)\n", "")
+
+
+def test_low_memory_takes_graphs_on_the_layers_own_packs(at_once):
+    at_once("bfloat16", low_memory=True)
+    model, args = CASES["encoder"]()
+    with torch.inference_mode():
+        for _ in range(4):
+            model(*args)
+    packed = set_up.packed_bytes
+    root = settle(model, *args)
+    settle(model, *args)
+    (way,) = root.ways
+    assert list(way.won.values()) == [True], [str(decision) for decision in log]
+    assert set_up.packed_bytes == packed
+
+
+def test_low_memory_takes_no_graph_with_packs_of_its_own(at_once):
+    at_once("bfloat16", low_memory=True)
+    model, args = CASES["residual"]()
+    assert not settle(model, *args).ways
+    assert "second copy" in {decision.what: decision.reason for decision in log}["Residual.graph: whole model"]
+
+
+def test_what_would_be_done_says_that_graphs_are_not_tried(at_once):
+    at_once("bfloat16", decides_only=True)
+    model, args = CASES["residual"]()
+    assert settle(model, *args) is None
+    decision = {decision.what: decision for decision in log}["Residual.graph: whole model"]
+    assert not decision.taken and "not tried" in decision.reason
+
+
+def test_a_run_that_must_repeat_captures_at_its_third_call(engine):
+    engine("float32", at_once=True)
+    model, x = Noting().eval(), torch.randn(6, 64)
+    with torch.inference_mode():
+        for _ in range(8):
+            model(x)
+    root = tier.root_call(model)
+    (way,) = root.ways
+    assert list(way.won.values()) == [True]
+    assert accounts.contents()["accounts"]["Noting.graph: whole model"]["calls"] >= 2

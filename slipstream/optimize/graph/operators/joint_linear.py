@@ -34,6 +34,10 @@ class JointLinear(WeightOperator):
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors
 
+    def is_shared(self, tensors: Tensors) -> bool:
+        weights, _ = self._parted(tensors)
+        return all(packs.find(shared_kind(weight, self.product), weight) is not None for weight in weights)
+
     def make(self, tensors: Tensors) -> tuple[Any, int]:
         weights, biases = self._parted(tensors)
         found = [packs.find(shared_kind(weight, self.product), weight) for weight in weights]

@@ -65,6 +65,10 @@ class WeightOperator(Operator):
         """The pack's content, and its size in bytes."""
         raise NotImplementedError
 
+    def is_shared(self, tensors: Tensors) -> bool:
+        """Whether a layer, or another graph, holds the pack already."""
+        return packs.find(self.pack_kind(tensors), *self.sources(tensors)) is not None
+
     def content(self, tensors: Tensors) -> Any:
         """What was packed from just these tensors as they are now; None where they must not be, or change too often."""
         pack = self.pack
