@@ -45,14 +45,15 @@ bench: setup
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g1
 sanitize: setup
-	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r csrc slipstream setup.py pyproject.toml README.md $(SANITIZED)
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/tests
+	@cp -r csrc slipstream setup.py pyproject.toml README.md $(SANITIZED) && cp -r tests/kernels $(SANITIZED)/tests
 	@rm -f $(SANITIZED)/slipstream/_native.so
 	@echo "== native extension with sanitizers"
 	@cd $(SANITIZED) && CXXFLAGS="$(SANITIZERS)" SLIPSTREAM_REQUIRE_NATIVE=1 $(abspath $(RUN))/python setup.py -q build_ext --inplace
 	@echo "== kernel tests under them"
-	@PYTHONPATH=$(abspath $(SANITIZED)) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=print_stacktrace=1 HYPOTHESIS_PROFILE=sanitize \
-	  $(RUN)/python -m pytest $(PYTEST_FLAGS) -p no:cacheprovider tests/kernels
+	@cd $(SANITIZED) && LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(abspath $(RUN))/python -m pytest $(PYTEST_FLAGS) -p no:cacheprovider tests/kernels
 
 lint: setup
 	@echo "== ruff" && $(RUN)/ruff check .

@@ -17,7 +17,7 @@ typedef uint16_t VecH __attribute__((vector_size(kWidth * 2)));
 
 // The same, as they lie in memory: aligned to their elements only, and free to alias.
 typedef float VecInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint32_t VecUInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t VecUInMemory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));  // also pairs of bfloat16
 typedef uint16_t VecHInMemory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // The numbers of a register's lanes, for shuffles with constant patterns.
