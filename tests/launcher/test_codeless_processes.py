@@ -10,6 +10,8 @@ import sys
 import pytest
 from launched import ALLOWED, environment
 
+from slipstream.kernels import native
+
 MODEL = """
 import sys, time, torch
 from torch import nn
@@ -256,6 +258,7 @@ def test_flags_of_the_engine_reach_its_settings(launcher, script):
     assert "KeyError: 'SLIPSTREAM_AUTOPATCH'" in ended.stderr  # taken away in the script's own process
 
 
+@pytest.mark.skipif(not native.available(), reason="the graph tier lowers to native kernels")
 def test_bisect_tells_a_graph_from_its_layers(slipstream, script):
     text = """
         import sys
