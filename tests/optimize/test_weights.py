@@ -11,7 +11,8 @@ from judging import decisions, error
 from torch import nn
 from torch.nn.utils import parametrizations, vector_to_parameters, weight_norm
 
-from slipstream.optimize import packs
+from slipstream.autopatch.settings import Settings
+from slipstream.optimize import leaf_tier, packs
 from slipstream.optimize.options import set_up
 
 
@@ -225,3 +226,21 @@ def test_inference_parameters_are_left_alone(engine):
             assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
             model.weight.mul_(2)
     assert "inference mode" in " ".join(decisions(taken=False).values())
+
+
+@torch.no_grad()
+def test_a_parametrized_layer_answers_while_set_up_waits(clean):
+    """Wav2Vec2's convolution over positions: no parameter of it is called weight, and nothing is earned for set-up yet."""
+
+    class Calling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = parametrizations.weight_norm(nn.Conv1d(64, 64, 5))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    leaf_tier.install(Settings())
+    model, x = Calling().eval(), torch.randn(2, 64, 100)
+    for _ in range(3):
+        assert torch.equal(model(x), model.layer._call_impl(x))
