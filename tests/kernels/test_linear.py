@@ -245,6 +245,13 @@ def test_operators_are_seen_by_export():
         assert torch.equal(exported.module()(x), Model()(x))
 
 
+def check_same_bits(level, actual, expected):
+    if level == "plain":  # torch's own matmul does not promise this
+        torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-5)
+    else:
+        assert torch.equal(actual, expected)
+
+
 @by_level
 @given(
     widths=st.lists(st.sampled_from([32, 64, 96]), min_size=1, max_size=3), last=st.integers(1, 70), k=st.integers(1, 70),
@@ -256,9 +263,9 @@ def test_joined_weights_give_the_same_bits(level, widths, last, k, m, dtype):
     parts = [L.pack(torch.randn(n, k), dtype=dtype) for n in (*widths, last)]
     joint, views = L.join(parts)
     expected = [L.linear(x, part) for part in parts]
-    assert torch.equal(L.linear(x, joint), torch.cat(expected, -1))
+    check_same_bits(level, L.linear(x, joint), torch.cat(expected, -1))
     for view, y in zip(views, expected, strict=True):
-        assert torch.equal(L.linear(x, view), y)
+        check_same_bits(level, L.linear(x, view), y)
         assert view.data.untyped_storage().data_ptr() == joint.data.untyped_storage().data_ptr()
 
 
@@ -284,7 +291,7 @@ def test_a_part_of_the_outputs_gives_the_same_bits(level, n, k, m, dtype, data):
     start = 32 * data.draw(st.integers(0, (n - 1) // 32))
     stop = data.draw(st.sampled_from([*range(start + 32, n, 32), n]))
     x, packed = torch.randn(m, k), L.pack(torch.randn(n, k), dtype=dtype)
-    assert torch.equal(L.linear(x, L.part(packed, start, stop)), L.linear(x, packed)[:, start:stop])
+    check_same_bits(level, L.linear(x, L.part(packed, start, stop)), L.linear(x, packed)[:, start:stop])
 
 
 @pytest.mark.parametrize("rows", [(1, 32), (0, 33), (32, 32), (0, 128), (-32, 32)])
