@@ -43,7 +43,7 @@ Mask as_mask(const std::optional<Tensor>& mask, const Tensor& q, const Tensor& k
 
 // q [b, h, l, d], k [b, g, s, d], v [b, g, s, e], h a multiple of g -> y [b, h, l, e], whose memory is [b, l, h, e].
 Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std::optional<Tensor> mask_in, bool causal,
-                 double scale, bool bfloat16, bool bfloat16_out) {
+                 double scale, bool bfloat16, bool bfloat16_out, double softcap, int64_t window) {
   check(q_in, "query");
   check(k_in, "key");
   check(v_in, "value");
@@ -53,6 +53,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   STD_TORCH_CHECK(v.size(1) == groups && v.size(2) == k.size(2), "value: another number of heads or keys than key");
   STD_TORCH_CHECK(k.size(3) == q.size(3), "key: another depth than query");
   STD_TORCH_CHECK(groups > 0 && heads % groups == 0, "query: heads are no multiple of the heads of key");
+  STD_TORCH_CHECK(softcap >= 0 && window >= 0, "softcap, window: negative; 0 is without");
   const Mask mask = as_mask(mask_in, q, k);
 
   AttentionCall whole;
@@ -69,7 +70,9 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   whole.k.stride = k.stride(2);
   whole.v.stride = v.stride(2);
   whole.scale = static_cast<float>(scale);
+  whole.softcap = static_cast<float>(softcap);
   whole.causal = causal;
+  whole.window = window < whole.queries + whole.keys ? window : 0;
   whole.bfloat16 = bfloat16;
   whole.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
   const int64_t e = whole.value_depth;
@@ -116,7 +119,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float scale, bool bfloat16, "
-      "bool bfloat16_out) -> Tensor");
+      "bool bfloat16_out, float softcap=0., int window=0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -23,12 +23,28 @@ struct AttentionCall {
   ElementType y_type = ElementType::float32;
   int64_t y_stride = 0, y_head = 0;
   float scale = 1;
+  float softcap = 0;                  // scores become softcap * tanh(score / softcap) before the mask; 0: they do not
   bool causal = false;                // query i sees keys 0 ... i
+  int64_t window = 0;                 // query i sees keys less than so far from i, on both sides; 0: however far
   const void* mask = nullptr;         // [heads][queries, keys]: true or 0 where a key is seen
   MaskType mask_type = MaskType::none;
   int64_t mask_head = 0, mask_row = 0, mask_key = 0;  // strides in elements; 0 where the mask is the same for all
   bool bfloat16 = true;               // multiply in bfloat16, else in float32
 };
+
+// Keys [begin, end).
+struct KeyRange {
+  int64_t begin, end;
+};
+
+// What query rows [first, last] may see between them, by their numbers alone; empty ranges may end before they begin.
+inline KeyRange keys_of_rows(const AttentionCall& call, int64_t first, int64_t last) {
+  KeyRange range = {0, call.keys};
+  if (call.window && first - call.window + 1 > 0) range.begin = first - call.window + 1;
+  if (call.window && last + call.window < range.end) range.end = last + call.window;
+  if (call.causal && last + 1 < range.end) range.end = last + 1;
+  return range;
+}
 
 // The part that one thread computes: query rows [begin, end) of all heads.
 struct AttentionPart {

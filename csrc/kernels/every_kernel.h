@@ -8,6 +8,7 @@
 #include "linear_finish.h"
 #include "linear_vector.h"
 #include "linear_int8.h"
+#include "attention_softmax.h"
 #include "attention.h"
 #include "recurrent.h"
 #include "convolution.h"

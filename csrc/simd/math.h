@@ -27,6 +27,20 @@ SLIPSTREAM_INLINE Vec exp(Vec v) {
   return select(v < low, broadcast(0.f), select(v > high, infinity, select(v != v, v, result)));
 }
 
+// exp(v) for v <= 88 and for results that are rounded to bfloat16, in two thirds of the operations: 2^n 2^f with |f| <= 1/2, 2^f
+// by the polynomial of degree 4 through 1 whose largest relative error is least, 3e-6. Exactly 1 at 0, 0 below -87.7, NaN for NaN.
+SLIPSTREAM_INLINE Vec exp_for_bf16(Vec v) {
+  const Vec x = at_least(v, broadcast(-88.03f));  // n is -127 there, whose power comes out as 0
+  const Vec magic = broadcast(12583039.f);        // 1.5 * 2^23 + 127: adding it rounds to n + 127, kept in the low bits
+  const Vec shifted = x * 1.44269504f + magic;
+  const Vec f = x * 1.44269504f - (shifted - magic);
+  Vec p = f * 9.582853169e-3f + 5.590642504e-2f;
+  p = p * f + 2.402409861e-1f;
+  p = p * f + 6.931241934e-1f;
+  p = p * f + 1.f;
+  return p * reinterpret_cast<Vec>(reinterpret_cast<VecI>(shifted) << 23);
+}
+
 SLIPSTREAM_INLINE Vec relu6(Vec v) { return at_most(at_least(v, broadcast(0.f)), broadcast(6.f)); }
 
 SLIPSTREAM_INLINE Vec sigmoid(Vec v) { return 1.f / (1.f + exp(-v)); }

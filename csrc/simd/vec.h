@@ -19,6 +19,7 @@ typedef uint16_t VecH __attribute__((vector_size(kWidth * 2)));
 typedef float VecInMemory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef uint32_t VecUInMemory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));  // also pairs of bfloat16
 typedef uint16_t VecHInMemory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+typedef uint8_t VecBInMemory __attribute__((vector_size(kWidth), aligned(1), may_alias));
 
 // The numbers of a register's lanes, for shuffles with constant patterns.
 template <int... lane>
@@ -53,6 +54,15 @@ SLIPSTREAM_INLINE VecH narrowed(VecU words) {
   return reinterpret_cast<VecH>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(words)));
 #else
   return __builtin_convertvector(words, VecH);
+#endif
+}
+
+// kWidth bytes, each as a lane.
+SLIPSTREAM_INLINE VecI load_bytes(const void* p) {
+#if SLIPSTREAM_WIDTH == 16
+  return reinterpret_cast<VecI>(_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(*static_cast<const VecBInMemory*>(p), VecI);
 #endif
 }
 
@@ -122,22 +132,38 @@ SLIPSTREAM_INLINE VecI numbered(LaneList<lane...>) {
 // v with zeros from lane `count` on.
 SLIPSTREAM_INLINE Vec first_lanes(Vec v, int64_t count) { return numbered(Lanes{}) < static_cast<int32_t>(count) ? v : Vec{}; }
 
+// v with `outside` in the lanes before `begin` and from `end` on; either may lie beyond the register.
+SLIPSTREAM_INLINE Vec lanes_within(Vec v, int64_t begin, int64_t end, float outside) {
+  const VecI lane = numbered(Lanes{});
+  const int32_t first = static_cast<int32_t>(begin < 0 ? 0 : begin < kWidth ? begin : kWidth);
+  const int32_t last = static_cast<int32_t>(end < 0 ? 0 : end < kWidth ? end : kWidth);
+  return (lane >= first) & (lane < last) ? v : broadcast(outside);
+}
+
 template <int distance, int... lane>
-SLIPSTREAM_INLINE Vec with_partners(Vec v, LaneList<lane...>) {
-  return v + __builtin_shufflevector(v, v, (lane ^ distance)...);
+SLIPSTREAM_INLINE Vec partners(Vec v, LaneList<lane...>) {
+  return __builtin_shufflevector(v, v, (lane ^ distance)...);
 }
 
 // The sum of all lanes, in every lane; pairs of halves, so four additions deep at most.
 SLIPSTREAM_INLINE Vec sum_of_lanes(Vec v) {
-  if constexpr (kWidth > 8) v = with_partners<8>(v, Lanes{});
-  if constexpr (kWidth > 4) v = with_partners<4>(v, Lanes{});
-  return with_partners<1>(with_partners<2>(v, Lanes{}), Lanes{});
+  if constexpr (kWidth > 8) v += partners<8>(v, Lanes{});
+  if constexpr (kWidth > 4) v += partners<4>(v, Lanes{});
+  v += partners<2>(v, Lanes{});
+  return v + partners<1>(v, Lanes{});
 }
 
 SLIPSTREAM_INLINE Vec select(VecI condition, Vec a, Vec b) { return condition ? a : b; }
 // NaN in v comes through: a comparison with NaN is false, and then v is taken.
 SLIPSTREAM_INLINE Vec at_least(Vec v, Vec low) { return select(v < low, low, v); }
 SLIPSTREAM_INLINE Vec at_most(Vec v, Vec high) { return select(v > high, high, v); }
+// The largest of all lanes, none of them NaN, in every lane.
+SLIPSTREAM_INLINE Vec largest_of_lanes(Vec v) {
+  if constexpr (kWidth > 8) v = at_least(v, partners<8>(v, Lanes{}));
+  if constexpr (kWidth > 4) v = at_least(v, partners<4>(v, Lanes{}));
+  v = at_least(v, partners<2>(v, Lanes{}));
+  return at_least(v, partners<1>(v, Lanes{}));
+}
 SLIPSTREAM_INLINE Vec absolute(Vec v) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(v) & 0x7fffffffu); }
 
 }  // namespace SLIPSTREAM_LEVEL

@@ -12,63 +12,93 @@ import math
 import torch
 import torch.nn.functional as F
 
+from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 
 
 def attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    *,
-    causal: bool = False,
-    scale: float | None = None,
-    dtype: torch.dtype | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, *, causal: bool = False,
+    scale: float | None = None, softcap: float | None = None, window: int | None = None, dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """y [B, H, L, E] of query [B, H, L, D], key [B, G, S, D], value [B, G, S, E]; H is a multiple of G (grouped queries).
 
-    ``mask`` broadcasts to [B, H, L, S]: bool (True where a key is seen), or float32 or bfloat16, added to the scores.
-    ``causal``: query i sees keys 0 to i. ``scale`` is 1/√D by default. ``dtype`` is what is multiplied, ``out_dtype`` the
-    result's; both are query's dtype by default. Any strides; y's memory is [B, L, H, E], as torch's own kernel gives it.
-    Raises UsageError for a dtype that is not float32 or bfloat16, RuntimeError where a gradient would have to be recorded.
+    ``mask`` broadcasts to [B, H, L, S] and is not copied for it: bool (True where a key is seen), or float32 or bfloat16, added
+    to the scores (ALiBi's biases are one of [H, L, S]). ``causal``: query i sees keys 0 to i. ``window``: query i sees keys
+    less than so many places from i, on both sides; blocks of keys outside cost nothing (Longformer, arXiv 2004.05150).
+    ``scale`` is 1/√D by default. ``softcap``: scores become softcap · tanh(score / softcap), before the mask (Gemma 2,
+    arXiv 2408.00118). ``dtype`` is what is multiplied, ``out_dtype`` the result's; both are query's dtype by default. Any
+    strides; y's memory is [B, L, H, E], as torch's own kernel gives it.
+    Raises UsageError for a dtype that is not float32 or bfloat16 and for a softcap or window that is not positive, RuntimeError
+    where a gradient would have to be recorded.
     """
     dtype = query.dtype if dtype is None else dtype
     out_dtype = query.dtype if out_dtype is None else out_dtype
     check_dtypes(query=query.dtype, key=key.dtype, value=value.dtype, dtype=dtype, out_dtype=out_dtype)
     refuse_gradients("attention", query, key, value, mask)
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise UsageError.of("softcap", softcap, "not a positive number", "leave it out for uncapped scores")
+    if window is not None and window < 1:
+        raise UsageError.of("window", window, "not a positive number of keys", "leave it out for all of them")
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-    if mask is not None:
-        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if not native.available():
-        return plain_attention(query, key, value, mask, causal=causal, scale=scale, dtype=dtype, out_dtype=out_dtype)
+        return plain_attention(
+            query, key, value, mask, causal=causal, scale=scale, softcap=softcap, window=window, dtype=dtype,
+            out_dtype=out_dtype,
+        )  # fmt: skip
+    if mask is not None:
+        mask = mask.expand(*query.shape[:3], key.shape[2])
     return torch.ops.slipstream.attention.default(
-        query, key, value, mask, causal, scale, dtype is torch.bfloat16, out_dtype is torch.bfloat16
-    )
+        query, key, value, mask, causal, scale, dtype is torch.bfloat16, out_dtype is torch.bfloat16,
+        softcap or 0.0, window or 0,
+    )  # fmt: skip
 
 
 def plain_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    *,
-    causal: bool = False,
-    scale: float | None = None,
-    dtype: torch.dtype | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, *, causal: bool = False,
+    scale: float | None = None, softcap: float | None = None, window: int | None = None, dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """The twin: torch's own operator on cast inputs. torch takes a mask or ``causal``, so causal becomes a mask beside one."""
+) -> torch.Tensor:  # fmt: skip
+    """The twin: torch's own operator on cast inputs, or softmax between two products where scores are capped.
+
+    torch's takes a mask or ``causal``, so causal becomes a mask beside one, and a window does.
+    """
     dtype = query.dtype if dtype is None else dtype
-    if mask is not None and mask.dtype is not torch.bool:
-        mask = mask.to(dtype)
-    if mask is not None and causal:
-        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
-        causal = False
-    y = F.scaled_dot_product_attention(
-        query.to(dtype), key.to(dtype), value.to(dtype), mask, is_causal=causal, scale=scale, enable_gqa=True
-    )
-    return y.to(query.dtype if out_dtype is None else out_dtype)
+    out_dtype = query.dtype if out_dtype is None else out_dtype
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if mask is not None:
+        if mask.dtype is not torch.bool:  # the least finite number stays finite
+            mask = torch.where(mask.isinf(), mask, mask.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)).to(dtype)
+        mask = mask.expand(*query.shape[:3], key.shape[2])
+    if window is not None or (causal and (mask is not None or softcap is not None)):
+        seen = _seen(query.shape[2], key.shape[2], causal, window)
+        if mask is not None:
+            seen = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
+        mask, causal = seen, False
+    if softcap is not None:
+        return _capped(query, key, value, mask, scale, softcap).to(out_dtype)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=True).to(out_dtype)
+
+
+def _seen(queries: int, keys: int, causal: bool, window: int | None) -> torch.Tensor:
+    """[queries, keys]: which key a query may see by their numbers."""
+    seen = torch.ones(queries, keys, dtype=torch.bool)
+    if causal:
+        seen = seen.tril()
+    return seen if window is None else seen.tril(window - 1).triu(1 - window)
+
+
+def _capped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None, softcap: float
+) -> torch.Tensor:
+    """Scores and their weights in float32; in bfloat16 the weights are rounded, as the kernels round them."""
+    share = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.tanh(query.float() @ key.float().transpose(-1, -2) * (scale / softcap)) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+    hidden = (scores == -math.inf).all(-1, keepdim=True)
+    return scores.softmax(-1).masked_fill(hidden, 0.0).to(value.dtype) @ value

@@ -4,6 +4,7 @@
 #include "linear.h"
 #include "linear_int8.h"
 #include "convolution_last.h"
+#include "attention.h"
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -16,6 +17,8 @@ constexpr KernelTable every_kernel_with_tiles() {
   table.linear_int8 = amx_linear_int8;
   table.convolution_last_scratch = amx_convolution_last_scratch;
   table.convolution_last = amx_convolution_last;
+  table.attention_scratch = amx_attention_scratch;
+  table.attention = amx_attention;
   return table;
 }
 

@@ -54,9 +54,11 @@ inline void gather_tiles(const LinearCall& call, int64_t begin, int64_t rows, ui
   }
 }
 
-// sums (stride 32 floats) of two rows of tiles and one panel, over one pass; `first` starts from zero.
+// sums (stride 32 floats) of two rows of tiles and one panel, over one pass; `first` starts from zero. A row's tiles lie x_step
+// elements apart.
 template <TileDot dot>
-inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t* w, int64_t tiles, float* sums, bool first) {
+inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t* w, int64_t tiles, float* sums, bool first,
+                         int64_t x_step = kTileElements) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
   float* below = sums + kTileRows * kPanelColumns;
   if (first) {
@@ -72,12 +74,12 @@ inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t*
   }
   for (int64_t t = 0; t < tiles; ++t) {
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
-    tile_load(4, x0 + t * kTileElements, 64);
+    tile_load(4, x0 + t * x_step, 64);
     tile_load(6, columns, kWeightStride);
     SLIPSTREAM_TILE_DOT(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);
     SLIPSTREAM_TILE_DOT(1, 4, 7);
-    tile_load(5, x1 + t * kTileElements, 64);
+    tile_load(5, x1 + t * x_step, 64);
     SLIPSTREAM_TILE_DOT(2, 5, 6);
     SLIPSTREAM_TILE_DOT(3, 5, 7);
   }
@@ -87,15 +89,21 @@ inline void multiply_2x2(const uint16_t* x0, const uint16_t* x1, const uint16_t*
   tile_store(3, below + 16, kSumsStride);
 }
 
-// One row of tiles (16 rows of x or fewer) against one panel, over the whole depth.
+// One row of tiles (16 rows of x or fewer) against one panel, over the whole depth or one pass of it.
 template <TileDot dot>
-inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, float* sums) {
+inline void multiply_1x2(const uint16_t* x, const uint16_t* w, int64_t tiles, float* sums, bool first = true,
+                         int64_t x_step = kTileElements) {
   constexpr int64_t kSumsStride = kPanelColumns * 4, kWeightStride = kPanelColumns * 4;
-  tile_zero(0);
-  tile_zero(1);
+  if (first) {
+    tile_zero(0);
+    tile_zero(1);
+  } else {
+    tile_load(0, sums, kSumsStride);
+    tile_load(1, sums + 16, kSumsStride);
+  }
   for (int64_t t = 0; t < tiles; ++t) {
     const uint16_t* columns = w + t * kTileDepth * kPanelColumns;
-    tile_load(4, x + t * kTileElements, 64);
+    tile_load(4, x + t * x_step, 64);
     tile_load(6, columns, kWeightStride);
     SLIPSTREAM_TILE_DOT(0, 4, 6);
     tile_load(7, columns + 32, kWeightStride);

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// The softmax between attention's two products, a row of scores at a time, and what every attention kernel shares: how keys and
+// values are packed, how sums become results. Needs kernels/transpose.h and kernels/linear_vector.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+// Keys as a linear weight [keys, depth]: [panel of 32 keys][step of depth][32], where a step is one float or a bfloat16 pair.
+// Both are 32-bit words, so one transposition of words serves both. `steps` may be more than the depth needs: zeros.
+template <Step step>
+inline void pack_keys(const AttentionCall& call, int64_t steps, uint8_t* to) {
+  constexpr int64_t depth = StepOf<step>::depth;
+  auto part = [&](int64_t from, int64_t left) {
+    if (left >= kWidth) return load_element(call.k.data, call.k.type, from);
+    return left > 0 ? load_element_partly(call.k.data, call.k.type, from, left) : Vec{};
+  };
+  for (int64_t key = 0; key < round_up(call.keys, kPanelColumns); key += kWidth) {
+    uint8_t* panel = to + key / kPanelColumns * steps * kStepBytes + key % kPanelColumns * kColumnBytes;
+    for (int64_t s = 0; s < steps; s += kWidth) {
+      Vec block[kWidth];
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        block[r] = Vec{};
+        if (key + r >= call.keys) continue;
+        const int64_t from = (key + r) * call.k.stride + s * depth, left = call.depth - s * depth;
+        if constexpr (step == Step::float32) {
+          block[r] = part(from, left);
+        } else {
+          uint16_t halves[2 * kWidth];
+          store(halves, part(from, left));
+          store(halves + kWidth, part(from + kWidth, left - kWidth));
+          block[r] = reinterpret_cast<Vec>(load_words(halves));
+        }
+      }
+      transpose_block(block);
+      const int64_t present = steps - s < kWidth ? steps - s : kWidth;
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        if (r < present) store(reinterpret_cast<float*>(panel + (s + r) * kStepBytes), block[r]);
+      }
+    }
+  }
+}
+
+// Values [keys, value_depth] as the weight of P V: [block of keys][panel of 32 value columns][step of keys][32]; the keys of the
+// last block are zero-padded to a multiple of `padding`.
+template <Step step>
+inline void pack_values(const AttentionCall& call, int64_t block, int64_t padding, uint8_t* to) {
+  constexpr int64_t depth = StepOf<step>::depth;
+  const int64_t panels = round_up(call.value_depth, kPanelColumns) / kPanelColumns;
+  auto value = [&](int64_t key, int64_t column) {
+    if (key >= call.keys || column >= call.value_depth) return Vec{};
+    const int64_t left = call.value_depth - column, from = key * call.v.stride + column;
+    return left >= kWidth ? load_element(call.v.data, call.v.type, from)
+                          : load_element_partly(call.v.data, call.v.type, from, left);
+  };
+  for (int64_t first = 0; first < call.keys; first += block) {
+    const int64_t keys = call.keys - first < block ? call.keys - first : block;
+    const int64_t steps = round_up(keys, padding) / depth;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t s = 0; s < steps; ++s, to += kStepBytes) {
+        for (int64_t c = 0; c < kPanelColumns; c += kWidth) {
+          const int64_t key = first + s * depth, column = panel * kPanelColumns + c;
+          if constexpr (step == Step::float32) {
+            store(reinterpret_cast<float*>(to) + c, value(key, column));
+          } else {
+            uint16_t halves[2 * kWidth];
+            store(halves, value(key, column));
+            store(halves + kWidth, value(key + 1, column));
+            const VecU low = widened(*reinterpret_cast<const VecHInMemory*>(halves));
+            const VecU high = widened(*reinterpret_cast<const VecHInMemory*>(halves + kWidth));
+            store(reinterpret_cast<float*>(to) + c, reinterpret_cast<Vec>(low | (high << 16)));
+          }
+        }
+      }
+    }
+  }
+}
+
+constexpr float kInfinity = __builtin_inff();
+
+// The mask of one query row over the keys [key, key + count), as something to add to scores: key by key.
+__attribute__((noinline)) inline Vec mask_by_key(const AttentionCall& call, int64_t from, int64_t count) {
+  const ElementType type = call.mask_type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
+  Vec v{};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = from + i * call.mask_key;
+    if (call.mask_type == MaskType::boolean) {
+      v[i] = static_cast<const uint8_t*>(call.mask)[at] ? 0.f : -kInfinity;
+    } else {
+      v[i] = load_element_partly(call.mask, type, at, 1)[0];
+    }
+  }
+  return v;
+}
+
+// The same of a whole register where keys are neighbours.
+SLIPSTREAM_INLINE Vec mask_at(const AttentionCall& call, int64_t head, int64_t row, int64_t key) {
+  const int64_t from = head * call.mask_head + row * call.mask_row + key * call.mask_key, left = call.keys - key;
+  if (call.mask_key != 1 || left < kWidth) return mask_by_key(call, from, left < kWidth ? left : kWidth);
+  if (call.mask_type == MaskType::float32) return load(static_cast<const float*>(call.mask) + from);
+  if (call.mask_type == MaskType::bfloat16) return load(static_cast<const uint16_t*>(call.mask) + from);
+  return select(load_bytes(static_cast<const uint8_t*>(call.mask) + from) == 0, broadcast(-kInfinity), Vec{});
+}
+
+// What a row has seen so far: the largest score (minus infinity: none), in every lane, and the weights' sum, lane by lane.
+struct RowState {
+  Vec most, sum;
+};
+
+inline void begin_rows(RowState* states, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    states[r].most = broadcast(-kInfinity);
+    states[r].sum = Vec{};
+  }
+}
+
+template <typename X>
+SLIPSTREAM_INLINE Vec weight_of(Vec distance) {
+  if constexpr (sizeof(X) == 2) return exp_for_bf16(distance);
+  return exp(distance);
+}
+
+// Where a row's scores of a run of keys lie, and where its weights go: 32 of each side by side, the next 32 a step further.
+// Weights may lie over scores that are done with.
+template <typename X>
+struct RowPlace {
+  float* scores;
+  int64_t scores_step;
+  X* weights;
+  int64_t weights_step;
+};
+
+// act(panel, column) for `count` keys, kWidth at a time.
+template <typename Act>
+SLIPSTREAM_INLINE void for_keys(int64_t count, const Act& act) {
+  int64_t panel = 0;
+  for (; (panel + 1) * kPanelColumns <= count; ++panel) {
+#pragma GCC unroll 8
+    for (int64_t column = 0; column < kPanelColumns; column += kWidth) act(panel, column);
+  }
+  for (int64_t column = 0; panel * kPanelColumns + column < count; column += kWidth) act(panel, column);
+}
+
+__attribute__((noinline)) inline Vec capped(Vec v, float softcap) { return tanh(v) * softcap; }
+
+// One row's scores of the keys [keys.begin, keys.end), which begin at a panel, become weights exp(score - most), followed by zeros
+// up to a multiple of `padding` keys. Returns the factor by which what was summed before shrinks: 1 unless a larger score was
+// found.
+template <typename X>
+SLIPSTREAM_INLINE float weigh_row(const AttentionCall& call, int64_t head, int64_t row, KeyRange keys, int64_t padding,
+                                  const RowPlace<X> place, RowState& state) {
+  const KeyRange seen = keys_of_rows(call, row, row);
+  const int64_t count = keys.end - keys.begin, from = seen.begin - keys.begin, to = seen.end - keys.begin;
+  const bool is_plain = call.softcap == 0 && !call.mask;
+  const float scale = call.softcap > 0 ? call.scale / call.softcap : call.scale;
+  Vec most = state.most;
+  for_keys(count, [&](int64_t panel, int64_t column) {
+    float* at = place.scores + panel * place.scores_step + column;
+    const int64_t key = panel * kPanelColumns + column;
+    Vec v = load(at) * scale;
+    if (!is_plain) {
+      if (call.softcap > 0) v = capped(v, call.softcap);
+      if (call.mask) v += mask_at(call, head, row, keys.begin + key);
+    }
+    if (key < from || key + kWidth > to) v = lanes_within(v, from - key, to - key, -kInfinity);
+    store(at, v);
+    most = at_least(most, v);
+  });
+  const float before = state.most[0];
+  state.most = largest_of_lanes(most);
+  const Vec offset = state.most[0] == -kInfinity ? Vec{} : state.most;
+  Vec sum{};
+  for_keys(count, [&](int64_t panel, int64_t column) {
+    const Vec w = weight_of<X>(load(place.scores + panel * place.scores_step + column) - offset);
+    sum += w;
+    store(place.weights + panel * place.weights_step + column, w);
+  });
+  for (int64_t key = round_up(count, kWidth); key < round_up(count, padding); key += kWidth) {
+    store(place.weights + key / kPanelColumns * place.weights_step + key % kPanelColumns, Vec{});
+  }
+  float shrink = 1;
+  if (state.most[0] > before) shrink = before == -kInfinity ? 0.f : weight_of<X>(before - state.most)[0];
+  state.sum = state.sum * shrink + sum;
+  return shrink;
+}
+
+// Sums [panel of value columns][panel_rows][32] of the rows from `begin` on, divided by the weights' sums, to y.
+inline void finish_rows(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, const float* sums,
+                        int64_t panel_rows, const RowState* states) {
+  for (int64_t r = 0; r < rows; ++r) {
+    // A row that saw no key is zero, as in torch.
+    const float sum = sum_of_lanes(states[r].sum)[0], factor = sum == 0 ? 0.f : 1.f / sum;
+    for (int64_t c = 0; c < call.value_depth; c += kWidth) {
+      const int64_t count = call.value_depth - c < kWidth ? call.value_depth - c : kWidth;
+      const float* from = sums + (c / kPanelColumns * panel_rows + r) * kPanelColumns + c % kPanelColumns;
+      const Vec y = factor == 0 ? Vec{} : load(from) * factor;
+      store_element(call.y, call.y_type, head * call.y_head + (begin + r) * call.y_stride + c, count, y);
+    }
+  }
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
