@@ -3,7 +3,8 @@
 a function that makes a case of one: ours and the rival as calls without arguments, on the same random data.
 
 Rivals: torch's own operator; for convolutions oneDNN's with a prepacked weight and channels last, which freezing gives; for
-int8 our own bfloat16 linear, which it has to beat.
+int8 our own bfloat16 linear, which it has to beat. `linear_float32` is float32 linear at each float32 matmul precision, packed
+as it is for that at this level, beside torch's at "highest".
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from slipstream.kernels import (
     winograd,
 )  # fmt: skip
 from slipstream.kernels.activation import activation
+from slipstream.kernels.linear import best_held
 
 COLD_UP_TO_ROWS = 64  # weights of small batches come from memory, as for linear in kernels.py
 COLD_BYTES = 64 << 20  # of the smaller of the two weights, beyond the last-level cache of nearly all machines
@@ -62,6 +64,24 @@ def close(dtype: torch.dtype) -> float:
 
 def random(dtype: torch.dtype, *sizes: int) -> torch.Tensor:
     return torch.randn(*sizes).to(dtype)
+
+
+def float32_case(dtype: torch.dtype, precision: str, rows: int, k: int, n: int) -> Case | None:
+    if dtype is not torch.float32:
+        return None
+    x, weight, bias = torch.randn(rows, k), torch.randn(n, k) / math.sqrt(k), torch.randn(n)
+    copies = 1 if rows > COLD_UP_TO_ROWS else math.ceil(COLD_BYTES / (2 * weight.numel()))
+    held = best_held(precision, rows)
+    packed = itertools.cycle([linear.pack(weight, dtype=held.dtype, parts=held.parts) for _ in range(copies)])
+    weights = itertools.cycle([weight.clone() for _ in range(copies)])
+    return Case(
+        "torch's",
+        lambda: linear.linear(x, next(packed), bias),
+        lambda: F.linear(x, next(weights), bias),
+        2 * rows * k * n,
+        "GOP/s",
+        2e-2 if precision == "medium" else close(dtype),
+    )
 
 
 def int8_case(dtype: torch.dtype, rows: int, k: int, n: int) -> Case:
@@ -192,6 +212,13 @@ def transpose_case(dtype: torch.dtype, batch: int, channels: int, size: int) -> 
 
 _BERT = ((768, 768), (768, 3072), (3072, 768))
 FAMILIES = {
+    "linear_float32": Family(
+        float32_case,
+        [
+            (precision, rows, *size)
+            for precision in ("highest", "high", "medium") for size in _BERT for rows in (1, 16, 64, 128, 512, 1024, 2048)
+        ],
+    ),
     "linear_int8": Family(int8_case, [(rows, *size) for size in _BERT for rows in (1, 16, 128, 512, 1024)]),
     "convolution": Family(  # batch, in, out, size, kernel, stride: the distinct kinds of ResNet-50's layers
         convolution_case,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// slipstream::pack_linear and slipstream::linear: check tensors, split the outputs over torch's threads, call the table.
+// slipstream::pack_linear and slipstream::linear: check tensors, share the outputs out to torch's threads, call the table.
 #include <cstring>
 
 #include "../isa/level.h"
@@ -53,19 +53,58 @@ void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, Element
   table().transpose(call, 0, depth / 2);
 }
 
-// weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for (layout: kernels/linear.h).
-Tensor pack_linear(const Tensor& weight, bool bfloat16) {
+// The same in parts of bfloat16.
+void pack_panel_parts(const Rows& weight, int64_t n, int64_t k, int64_t panel, int64_t parts, uint16_t* packed) {
+  const int64_t size = panel_size(ElementType::bfloat16, k) * parts, begin = panel * kPanelColumns;
+  const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
+  uint16_t* to = packed + panel * size;
+  std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t i = 0; i < k; ++i) {
+      const float value = to_float(weight.data, weight.type, (begin + c) * weight.stride + i);
+      split_bfloat16(value, parts, to + place_in_parts(i, c, parts), kPackedDepth * kPanelColumns);
+    }
+  }
+}
+
+// A weight in parts as plain float32, packed.
+Tensor join_parts(const LinearCall& call) {
+  const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
+  const int64_t size = panel_size(ElementType::float32, call.k);
+  Tensor joined = empty({panels * size}, ScalarType::Float);
+  float* to = static_cast<float*>(joined.data_ptr());
+  const uint16_t* weight = static_cast<const uint16_t*>(call.weight);
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * size; at < end * size; ++at) {
+      const int64_t panel = at / size, i = at % size / kPanelColumns, c = at % kPanelColumns;
+      const uint16_t* from = weight + panel * panel_size(ElementType::bfloat16, call.k) * call.weight_parts;
+      to[at] = join_bfloat16(from + place_in_parts(i, c, call.weight_parts), call.weight_parts, kPackedDepth * kPanelColumns);
+    }
+  });
+  return joined;
+}
+
+// weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for, or with more parts than one in that many of bfloat16
+// (layout: kernels/linear.h).
+Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
   Tensor holder;
   int64_t n = 0;
   const Rows rows = as_rows(weight, "weight", holder, n);
   const int64_t k = weight.size(1);
   n = weight.size(0);
+  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (bfloat16 || parts == 1), "parts: not 1, 2 or 3 of bfloat16, or 1 of float32");
   const ElementType type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
-  Tensor packed = empty({packed_size(type, n, k)}, scalar_type(type));
+  Tensor packed = empty({packed_size(type, n, k) * parts}, scalar_type(type));
   void* to = packed.data_ptr();
   torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) pack_panel(rows, n, k, panel, type, to);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      if (parts > 1) {
+        pack_panel_parts(rows, n, k, panel, parts, static_cast<uint16_t*>(to));
+      } else {
+        pack_panel(rows, n, k, panel, type, to);
+      }
+    }
   });
   return packed;
 }
@@ -78,8 +117,17 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   call.n = n;
   call.k = k;
   call.weight_type = element_type(packed, "packed");
-  STD_TORCH_CHECK(packed.numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
+  const bool is_float32 = call.weight_type == ElementType::float32;
+  call.weight_parts = is_float32 ? packed.numel() == packed_size(call.weight_type, n, k) : parts_of_packed(packed.numel(), n, k);
+  STD_TORCH_CHECK(call.weight_parts > 0, "packed: not packed for these sizes");
   call.weight = packed.data_ptr();
+  Tensor joined;
+  if (call.weight_parts > 1 && !table().linear_split) {
+    joined = join_parts(call);
+    call.weight = joined.data_ptr();
+    call.weight_type = ElementType::float32;
+    call.weight_parts = 1;
+  }
   LinearOperands operands;
   operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
   Tensor y = operands.result(call, x, bfloat16_out);
@@ -92,6 +140,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
 void run_linear(const LinearCall& call) {
   if (call.m == 0 || call.n == 0) return;
   const KernelTable& kernels = table();
+  const bool in_parts = call.weight_parts > 1;
+  const auto compute_part = in_parts ? kernels.linear_split : kernels.linear;
+  const auto scratch_of = in_parts ? kernels.linear_split_scratch : kernels.linear_scratch;
   const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
   const int64_t work = call.m * call.n * call.k;
   const int64_t wanted = work / kWorthAThread + 1;
@@ -100,7 +151,7 @@ void run_linear(const LinearCall& call) {
   auto compute = [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const LinearPart part = part_of(grid, index, call.m, panels);
-      kernels.linear(call, part, thread_scratch().take(kernels.linear_scratch(call, part)));
+      compute_part(call, part, thread_scratch().take(scratch_of(call, part)));
     }
   };
   if (grid.size() == 1) return compute(0, 1);
@@ -108,7 +159,7 @@ void run_linear(const LinearCall& call) {
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
-  library.def("pack_linear(Tensor weight, bool bfloat16) -> Tensor");
+  library.def("pack_linear(Tensor weight, bool bfloat16, int parts=1) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor packed, int n, int k, Tensor? bias, int post_op, Tensor? multiplier, Tensor? residual, "
       "bool bfloat16_out, bool residual_first=False) -> Tensor");

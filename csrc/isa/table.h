@@ -18,6 +18,9 @@ struct KernelTable {
   // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
+  // The same for a weight in several parts; null where there are no tiles.
+  size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
+  void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);

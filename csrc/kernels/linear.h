@@ -18,6 +18,9 @@ enum class ElementType : int32_t { float32, bfloat16 };
 //   bfloat16: [panel][k / 2][column][2]    a panel is kPanelColumns columns of y; two neighbouring k lie together, as
 //                                           dot-product instructions and AMX tiles want them; k is zero-padded to
 //                                           kPackedDepth, columns are zero-padded to the panel
+//   bfloat16 in parts: [panel][k / 32][part][16][column][2]    a float32 weight as the sum of two or three bfloat16, each the
+//                                           rounding of what those before it leave (to nearest even; cut where that would
+//                                           overflow; nothing is left of what is not finite); else as bfloat16
 //   float32:  [panel][k][column]
 //   int8:     [panel]: [k / 4][column][4], four neighbouring k together, zero-padded to kPackedDepthInt8; behind it what
 //             belongs to the panel's columns: scales (float), sums over k and zero points (int32)
@@ -40,6 +43,20 @@ constexpr int64_t packed_size(ElementType type, int64_t n, int64_t k) {
   return round_up(n, kPanelColumns) / kPanelColumns * panel_size(type, k);
 }
 
+// Parts that a packed bfloat16 weight of so many elements has; 0 where it is none for these sizes.
+constexpr int64_t parts_of_packed(int64_t elements, int64_t n, int64_t k) {
+  const int64_t part = packed_size(ElementType::bfloat16, n, k);
+  for (int64_t parts = 1; parts <= 3; ++parts) {
+    if (elements == parts * part) return parts;
+  }
+  return 0;
+}
+
+// Where in a panel in parts the first part of [k][column] lies; the others kPackedDepth * kPanelColumns elements apart.
+constexpr int64_t place_in_parts(int64_t k, int64_t column, int64_t parts) {
+  return (k / kPackedDepth * parts * (kPackedDepth / 2) + k % kPackedDepth / 2) * 2 * kPanelColumns + column * 2 + k % 2;
+}
+
 constexpr int64_t panel_depth_bytes_int8(int64_t k) { return round_up(k, kPackedDepthInt8) * kPanelColumns; }
 constexpr int64_t panel_bytes_int8(int64_t k) { return panel_depth_bytes_int8(k) + 3 * 4 * kPanelColumns; }
 
@@ -55,6 +72,7 @@ struct LinearCall {
   Rows x;                                            // [m, k]
   const void* weight = nullptr;                      // packed
   ElementType weight_type = ElementType::bfloat16;
+  int64_t weight_parts = 1;                          // 2 or 3: a float32 weight in parts of bfloat16
   const void* bias = nullptr;                        // [n] or null
   ElementType bias_type = ElementType::float32;
   PostOp post_op = PostOp::none;

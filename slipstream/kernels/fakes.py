@@ -18,10 +18,10 @@ def _dtype(bfloat16: bool) -> torch.dtype:
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
-def pack_linear(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1) -> torch.Tensor:
     n, k = weight.shape
     columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k
-    return weight.new_empty(columns * depth, dtype=_dtype(bfloat16))
+    return weight.new_empty(columns * depth * parts, dtype=_dtype(bfloat16))
 
 
 def linear(

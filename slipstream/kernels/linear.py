@@ -5,14 +5,29 @@ Residual networks want the residual within the post-op; `residual_first` puts it
 
 Accuracy, against float64, in relative norm: float32 weights as torch's own float32 matmul (1e-6 at K = 4096); bfloat16 weights
 at levels avx512_bf16 and amx round x to bfloat16 as well and sum in float32 (4e-3); at lower levels x keeps float32.
-Where bfloat16 is multiplied, denormals count as zero. Post-ops add at most 4e-7 absolute (GELU: Abramowitz-Stegun 7.1.26).
+float32 weights in parts of bfloat16, at levels with tiles: three parts not above torch's own float32 matmul, two 1e-5;
+elsewhere they are put together again and multiplied as float32. Where bfloat16 is multiplied, denormals count as zero, those of
+the parts too: below 2^-108 in magnitude a float32 loses its third part, below 2^-117 its second. Sums within a hundredth of the
+largest float may come out as infinities. Post-ops add at most 4e-7 absolute (GELU: Abramowitz-Stegun 7.1.26).
 Rows are independent: a NaN or infinity in one row of x reaches no other.
+
+Float32 products at the precision that torch was asked for: a float32 is the sum of three bfloat16, x = x0 + x1 + x2, each the
+rounding of what those before it leave. On tiles
+
+    "highest"   x0w0 + x0w1 + x1w0 + x1w1 + x0w2 + x2w0
+    "high"      x0w0 + x0w1 + x1w0
+    "medium"    x0w0, a bfloat16 product
+
+(Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations, 2019). The
+smallest products are added first, the sums of passes of 128 in turn. Where there are no tiles "highest" and "high" are
+float32 kernels, and "medium" is bfloat16 where the level has dot products of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +37,36 @@ from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
-__all__ = ["POST_OPS", "PackedLinear", "apply_post_op", "join", "linear", "pack", "part", "plain_linear"]
+__all__ = [
+    "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "in_words", "join", "linear",
+    "pack", "part", "plain_linear", "split",
+]  # fmt: skip
 
 PANEL = 32
 """Columns of y whose weights lie together: csrc/kernels/linear.h."""
+
+PARTS = {"highest": 3, "high": 2}
+"""Parts that a weight is split into for tiles, by precision."""
+
+PRODUCTS = {2: ((1, 0), (0, 1), (0, 0)), 3: ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0))}
+"""Which part of x is multiplied by which of the weight, by the number of parts, in the order in which they are added."""
+
+SPLIT_FROM_ROWS = 16
+"""Rows of x from which tiles are full. With fewer, reading the weights takes the time, and three parts are half as long again
+as the float32 that they are: then the vector kernel is used. A constant by that arithmetic, not by measurement."""
+
+_TILES = ("amx", native.EMULATED)
+_DOT_PRODUCTS = ("avx512_bf16", *_TILES)
+_NAMES = {"bf16": "medium", "tf32": "high"}
+_setting: Any = torch._C._get_fp32_precision_getter  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
     """A weight [n, k] in the kernels' own order (csrc/kernels/linear.h); made once, serves every batch size and level.
 
-    ``data`` is opaque and 1-D; without the native extension it is the weight itself, [n, k], in ``dtype``.
+    ``data`` is opaque and 1-D; without the native extension it is the weight itself, [n, k], in ``dtype``. With two or three
+    ``parts`` it holds a float32 weight as so many bfloat16, 2 bytes an element each.
     """
 
     data: torch.Tensor
@@ -39,22 +74,26 @@ class PackedLinear:
     k: int
     dtype: torch.dtype
     native: bool
+    parts: int = 1
 
 
-def pack(weight: torch.Tensor, *, dtype: torch.dtype) -> PackedLinear:
+def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1) -> PackedLinear:
     """Copy ``weight`` [n, k] (float32 or bfloat16, any strides) into the order that `linear` reads.
 
-    ``dtype`` is what the packed copy holds, float32 or bfloat16. Raises UsageError for anything else.
+    ``dtype`` is what the packed copy holds, float32 or bfloat16. float32 may be held in two or three ``parts`` of bfloat16,
+    which tiles multiply. Raises UsageError for anything else.
     """
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
     check_dtypes(dtype=dtype, weight=weight.dtype)
+    if parts not in ((1, 2, 3) if dtype is torch.float32 else (1,)):
+        raise UsageError.of("parts", parts, "must be 1, 2 or 3, and 1 for bfloat16")
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
-            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16)
-            return PackedLinear(data, n, k, dtype, True)
-        return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False)
+            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts)
+            return PackedLinear(data, n, k, dtype, True, parts)
+        return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
 
 
 def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear]]:
@@ -64,16 +103,16 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
     """
     first = parts[0]
     for part in parts:
-        if (part.k, part.dtype, part.native) != (first.k, first.dtype, first.native):
+        if (part.k, part.dtype, part.native, part.parts) != (first.k, first.dtype, first.native, first.parts):
             raise UsageError.of("parts", f"of k {part.k} in {part.dtype}", f"the first has k {first.k}, {first.dtype}")
     if any(part.n % PANEL for part in parts[:-1]):
         raise UsageError.of("parts", [part.n for part in parts], f"n of all but the last has to be a multiple of {PANEL}")
     data = torch.cat([part.data for part in parts])
     views = [
-        PackedLinear(view, part.n, part.k, part.dtype, part.native)
+        PackedLinear(view, part.n, part.k, part.dtype, part.native, part.parts)
         for part, view in zip(parts, data.split([part.data.shape[0] for part in parts]), strict=True)
     ]
-    return PackedLinear(data, sum(part.n for part in parts), first.k, first.dtype, first.native), views
+    return PackedLinear(data, sum(part.n for part in parts), first.k, first.dtype, first.native, first.parts), views
 
 
 def part(packed: PackedLinear, start: int, stop: int) -> PackedLinear:
@@ -85,7 +124,7 @@ def part(packed: PackedLinear, start: int, stop: int) -> PackedLinear:
         raise UsageError.of("start and stop", (start, stop), f"multiples of {PANEL} up to n, {packed.n}")
     step = packed.data.shape[0] // -(-packed.n // PANEL) if packed.native else PANEL
     data = packed.data[start // PANEL * step : -(-stop // PANEL) * step]
-    return PackedLinear(data, stop - start, packed.k, packed.dtype, packed.native)
+    return PackedLinear(data, stop - start, packed.k, packed.dtype, packed.native, packed.parts)
 
 
 def linear(
@@ -113,7 +152,7 @@ def linear(
     refuse_gradients("linear", x, bias, multiplier, residual)
     if not packed.native:
         return plain_linear(
-            x, packed.data, bias,
+            x, packed.data, bias, parts=packed.parts,
             post_op=post_op, multiplier=multiplier, residual=residual, residual_first=residual_first, out_dtype=dtype,
         )  # fmt: skip
     return torch.ops.slipstream.linear.default(
@@ -131,9 +170,10 @@ def plain_linear(
     residual: torch.Tensor | None = None,
     residual_first: bool = False,
     out_dtype: torch.dtype | None = None,
+    parts: int = 1,
 ) -> torch.Tensor:
     """The twin: what `linear` means, in plain torch. ``weight`` is [n, k] in the dtype that would be packed."""
-    product = F.linear(x.to(weight.dtype), weight).float()
+    product = plain_product(x, weight, parts) if parts > 1 else F.linear(x.to(weight.dtype), weight).float()
     y = plain_finish(product, bias, post_op, multiplier, residual, residual_first)
     return y.to(x.dtype if out_dtype is None else out_dtype)
 
@@ -156,3 +196,65 @@ def plain_finish(
     if residual is not None and not residual_first:
         y = y + residual.float()
     return y
+
+
+class Held(NamedTuple):
+    """How a float32 weight is held when packed."""
+
+    dtype: torch.dtype
+    parts: int = 1
+
+
+def asked_precision() -> str:
+    """`torch.get_float32_matmul_precision()`: "highest", "high" or "medium".
+
+    It is read where the CPU's part of it stands, `torch.backends.mkldnn.matmul.fp32_precision`, because that is there for who
+    set it by torch's newer names as well, where the older function raises.
+    """
+    return _NAMES.get(_setting("mkldnn", "matmul"), "highest")
+
+
+def best_held(precision: str, rows: int) -> Held:
+    """How to hold a float32 weight for x of so many rows, at the level in use."""
+    level = native.active_level()
+    if precision == "medium":
+        return Held(torch.bfloat16 if _multiplies_bfloat16(level) else torch.float32)
+    return Held(torch.float32, PARTS[precision] if level in _TILES and rows >= SPLIT_FROM_ROWS else 1)
+
+
+def in_words(precision: str, held: Held) -> str:
+    """For the report."""
+    if held.parts > 1:
+        return f"float32 products from {held.parts} parts of bfloat16, as float32 matmul precision {precision} has them"
+    if precision == "medium" and held.dtype == torch.float32:
+        return f"float32 products: no bfloat16 dot products ({native.reason()}) for float32 matmul precision medium"
+    name = str(held.dtype).removeprefix("torch.")
+    return f"{name} products, as float32 matmul precision {precision} has them"
+
+
+def _multiplies_bfloat16(level: str) -> bool:
+    if level in _DOT_PRODUCTS:
+        return True
+    return level == "none" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def split(values: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """float32 tensors that bfloat16 holds exactly, and that add up to ``values``, three of them exactly.
+
+    Rounded to nearest even, but towards zero where that would overflow. Of what is not finite nothing is left.
+    """
+    rest, found = values.float(), []
+    for _ in range(parts):
+        rounded, cut = rest.bfloat16().float(), (rest.view(torch.int32) & -65536).view(torch.float32)
+        part = torch.where(rounded.isinf(), cut, rounded)
+        rest = torch.where(rest.isfinite(), rest - part, 0.0)
+        found.append(part)
+    return found
+
+
+def plain_product(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
+    """The twin: x [..., k] · weight [n, k]ᵀ in float32, from so many parts. Sums that are not finite are those of x0w0."""
+    x_parts, w_parts = split(x, parts), split(weight, parts)
+    products = [F.linear(x_parts[i], w_parts[j]) for i, j in PRODUCTS[parts]]
+    total = torch.stack(products).sum(0)
+    return torch.where(total.isfinite(), total, products[-1])

@@ -38,6 +38,7 @@ def test_cycle_goes_round():
 
 
 SMALL = {
+    "linear_float32": ("high", 18, 40, 50),
     "linear_int8": (3, 40, 50),
     "convolution": (2, 8, 16, 9, 3, 2),
     "convolution_last": (2, 8, 16, 9, 3, 2),

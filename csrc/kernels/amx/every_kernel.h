@@ -2,6 +2,7 @@
 // The kernels of a level with tiles, real or emulated: those on tiles, and the vector kernels for the rest.
 #include "../every_kernel.h"
 #include "linear.h"
+#include "linear_split.h"
 #include "linear_int8.h"
 #include "convolution_last.h"
 #include "attention.h"
@@ -13,6 +14,8 @@ constexpr KernelTable every_kernel_with_tiles() {
   KernelTable table = every_kernel();
   table.linear_scratch = amx_linear_scratch;
   table.linear = amx_linear;
+  table.linear_split_scratch = amx_linear_split_scratch;
+  table.linear_split = amx_linear_split;
   table.linear_int8_scratch = amx_linear_int8_scratch;
   table.linear_int8 = amx_linear_int8;
   table.convolution_last_scratch = amx_convolution_last_scratch;

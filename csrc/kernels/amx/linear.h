@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear on tiles, for bfloat16 weights. x is copied once into tiles (16 rows x 32 k, 1 KiB each) that stay in the second-level
 // cache; two rows of tiles by two columns of tiles are multiplied at a time, so that each loaded tile is used twice.
-// float32 weights take the vector kernel. Needs a tile vocabulary and kernels/linear_vector.h.
+// float32 weights as they are take the vector kernel; split into bfloat16 parts, that of linear_split.h. Needs a tile vocabulary and
+// kernels/linear_vector.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -24,9 +25,9 @@ constexpr int64_t kPassTiles = 256 / kTileDepth;
 // x of a block stays below 1.25 MiB of a 2 MiB second-level cache; at most 256 rows, whose sums (256 x 32 floats) take 32 KiB.
 constexpr int64_t kTileBlockBytes = 1280 * 1024, kTileBlockRows = 256;
 
-inline int64_t tile_block_rows(int64_t k, int64_t rows) {
+inline int64_t tile_block_rows(int64_t k, int64_t rows, int64_t block_bytes = kTileBlockBytes) {
   const int64_t row_bytes = packed_depth(ElementType::bfloat16, k) * 2;
-  int64_t block = kTileBlockBytes / row_bytes / (2 * kTileRows) * (2 * kTileRows);
+  int64_t block = block_bytes / row_bytes / (2 * kTileRows) * (2 * kTileRows);
   if (block < 2 * kTileRows) block = 2 * kTileRows;
   if (block > kTileBlockRows) block = kTileBlockRows;
   if (rows <= block) return round_up(rows, kTileRows);

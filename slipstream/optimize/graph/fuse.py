@@ -7,6 +7,7 @@ reads is there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from slipstream.optimize.graph.makers.replacing import (
     product_for,
     replace_row,
 )
-from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, only_user, sizes_of, tensor
 from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.operator import Operator
@@ -145,7 +146,8 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
         row.multiplier = row.take("mul")
     row.residual = row.take("add", promoted=True)
     order = None if row.residual is not None else row.take_permuted_sum(graph)
-    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, given.get("rows"))
+    batch = math.prod(sizes_of(given["input"])[:-1])
+    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, batch, given.get("rows"))
     inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
     return replace_row(graph, row.nodes, operator, inputs, order)
 
@@ -173,7 +175,7 @@ def _geometry(given: dict[str, Any]) -> Geometry | None:
     assert image is not None and weight is not None
     if image.dim() != 4:
         return None
-    size = tuple(length if isinstance(length, int) else length.node.hint for length in image.shape)
+    size = sizes_of(given["input"])
     stride, dilation, padding = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1)), given.get("padding", 0)
     if padding == "same":
         spans = [step * (taps - 1) for step, taps in zip(dilation, weight.shape[2:], strict=True)]

@@ -86,7 +86,8 @@ def _reads(user: fx.Node, node: fx.Node, rows: bool) -> bool:
 
 def _join(graph: fx.Graph, group: list[fx.Node]) -> int:
     first: Any = group[0]
-    operator = JointLinear(first.target.product, first.target.out, first.target.post_op, len(group))
+    like = first.target
+    operator = JointLinear(like.product, like.out, like.post_op, like.batch, len(group))
     weights, biases = [node.args[3] for node in group], [node.args[4] for node in group]
     with graph.inserting_before(first):
         joint = graph.call_function(operator, (first.args[0], None, *weights, *biases))

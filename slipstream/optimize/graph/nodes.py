@@ -85,6 +85,13 @@ def tensor(node: Any) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
+def sizes_of(node: fx.Node) -> tuple[int, ...]:
+    """The sizes that a tensor had in the capture."""
+    value = tensor(node)
+    assert value is not None
+    return tuple(length if isinstance(length, int) else length.node.hint for length in value.shape)
+
+
 def is_float32(node: Any) -> bool:
     found = tensor(node)
     return found is not None and found.dtype == torch.float32

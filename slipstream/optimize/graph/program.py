@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import guards
 from slipstream.optimize.graph.autocast import left_on_error
 from slipstream.optimize.graph.lower import Lowered
@@ -19,6 +20,9 @@ LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 Rounding adds up over the layers of a model: a bfloat16 ResNet-50 with random weights is off by 1.7e-2, BERT by 3e-3.
 """
+
+PRECISION_LIMITS = {"highest": 0.0, "high": 2.5e-3, "medium": LIMITS[torch.bfloat16]}
+"""The least that the limit is by torch's float32 matmul precision, which float32 linear layers obey."""
 
 UNDECIDED_CALLS = 4
 """Calls whose results are not finite, so that nothing can be compared, before the graph is dropped."""
@@ -35,6 +39,7 @@ class Program:
         self.error = 0.0
         self.broken: str | None = None
         self.is_right = False
+        self.precision = asked_precision()
         self.undecided = 0
         self.raised: Exception | None = None
         self._lock = threading.Lock()
@@ -42,6 +47,9 @@ class Program:
     def __call__(self, *inputs: Any) -> Any:
         if self.broken is not None:
             return self._refer(inputs)
+        precision = asked_precision()
+        if precision != self.precision:
+            self.precision, self.is_right = precision, False
         try:
             if self.is_right and not self.lowered.regions:
                 return self.fast(*inputs)
@@ -79,7 +87,7 @@ class Program:
                 self.broken = "the results are not finite, so that nothing can be compared"
         else:
             self.error = max((error for error in errors if isinstance(error, float)), default=0.0)
-            if self.error > LIMITS[self.dtype]:
+            if self.error > max(LIMITS[self.dtype], PRECISION_LIMITS[self.precision]):
                 self.broken = f"not accurate enough on live data: relative error {self.error:.1e}"
             else:
                 self.is_right = True

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
+from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
@@ -136,7 +137,7 @@ class RootCall:
     ) -> None:
         """In a thread of ours. Whatever fails, the old way goes on."""
         inference, region = modes
-        start = time.perf_counter()
+        start, precision = time.perf_counter(), asked_precision()
         try:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
                 captured = capture(module, args, kwargs, dynamic=dynamic)
@@ -151,6 +152,9 @@ class RootCall:
             self._note(False, f"slipstream failed: {type(error).__name__}: {error}", time.perf_counter() - start)
         finally:
             self.capturing = False
+            now = asked_precision()
+            if now != precision:  # it was set meanwhile, and dynamo has put a part of it back: torch would not read it any more
+                torch.set_float32_matmul_precision(now)
 
     def _try(
         self, way: Way, sizes: Hashable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

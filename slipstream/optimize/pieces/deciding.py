@@ -75,6 +75,7 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
             say_once("small layers", "left alone while they record gradients: torch.no_grad() makes them fast")
             return None
         kind, details = piece.kind(module, tensors, dtype), piece.details(tensors)
+        piece.keep_only((kind, piece.variant()))
         question = (kind, details, size, piece.post_name(), torch.get_num_threads(), piece.options.autocast)
         if piece.options.decides_only:
             _inspect(piece, module, x, tensors, size, Turn(question, dtype, part, macs, None, False))
@@ -250,7 +251,7 @@ def _is_right(
     if None in errors:
         return False  # the live data are not finite: nothing can be said yet
     error = max(error for error in errors if error is not None)
-    if error > guards.LIMITS[now.dtype]:
+    if error > piece.limit(now.dtype):
         if pack.fits(tensors):  # else another thread changed the weights between the two
             piece.give_up(module, "not accurate enough on live data", error_relative=error)
         return False

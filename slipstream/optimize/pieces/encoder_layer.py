@@ -15,10 +15,12 @@ from torch import nn
 
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import linear, norm
+from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import gates, guards, names
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces import multihead
-from slipstream.optimize.pieces.piece import Piece, Tensors
+from slipstream.optimize.pieces.piece import Tensors
+from slipstream.optimize.pieces.weight_layer import PrecisionPiece
 
 PARAMETERS = ("src", "src_mask", "src_key_padding_mask", "is_causal")
 """Of nn.TransformerEncoderLayer.forward, in order."""
@@ -32,7 +34,7 @@ PARTS: dict[str, type[nn.Module]] = {
 }
 
 
-class EncoderLayerPiece(Piece):
+class EncoderLayerPiece(PrecisionPiece):
     act = "packed encoder layer"
 
     def __init__(self, module: nn.Module, name: str, options: Options) -> None:
@@ -77,7 +79,7 @@ class EncoderLayerPiece(Piece):
     def size_of(self, module: nn.Module, x: Any) -> Hashable | None:
         source, *masks = x
         kinds = tuple(None if mask is None else (mask.dtype, mask.dim()) for mask in masks)
-        return source.dtype, source.size(0).bit_length(), source.size(1).bit_length(), kinds
+        return source.dtype, source.size(0).bit_length(), source.size(1).bit_length(), kinds, asked_precision()
 
     def plan(self, x: Any, tensors: Tensors) -> torch.dtype | str:
         return multihead.plan(self, [x[0], *tensors])
@@ -85,11 +87,11 @@ class EncoderLayerPiece(Piece):
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         layer: Any = module
         shapes = tuple(tuple(tensor.shape) for tensor in tensors[:4] if tensor is not None)
-        return ("encoder layer", shapes, layer.self_attn.num_heads, layer.norm_first, _post_op(layer), dtype)
+        return ("encoder layer", shapes, layer.self_attn.num_heads, layer.norm_first, _post_op(layer), dtype, self.held.parts)
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
-        packs = [linear.pack(weight, dtype=dtype) for weight in tensors[:4] if weight is not None]
-        return packs, sum(pack.data.numel() * dtype.itemsize for pack in packs)
+        packs = [linear.pack(weight, dtype=dtype, parts=self.parts(dtype)) for weight in tensors[:4] if weight is not None]
+        return packs, sum(pack.data.nbytes for pack in packs)
 
     def run(self, module: nn.Module, x: Any, content: Any, tensors: Tensors) -> torch.Tensor:
         layer: Any = module

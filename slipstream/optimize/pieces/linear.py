@@ -11,11 +11,12 @@ from torch import nn
 
 from slipstream.kernels import linear as kernel
 from slipstream.kernels import native
+from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import guards
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.followers import Followers
 from slipstream.optimize.pieces.piece import Tensors
-from slipstream.optimize.pieces.weight_layer import WeightLayerPiece
+from slipstream.optimize.pieces.weight_layer import PrecisionPiece, WeightLayerPiece
 
 
 def onednn_has_bfloat16() -> bool:
@@ -23,7 +24,7 @@ def onednn_has_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class LinearPiece(WeightLayerPiece):
+class LinearPiece(PrecisionPiece, WeightLayerPiece):
     act = "packed linear"
     depth_axis = 1
 
@@ -40,12 +41,13 @@ class LinearPiece(WeightLayerPiece):
         if self.followers.norm is not None and x.dim() != 2:
             return None  # a BatchNorm1d behind a 3-D input normalizes the middle axis, not the features
         rows = x.numel() // self.depth if self.depth else 0
-        return (x.dtype, rows.bit_length()) if rows else None
+        return (x.dtype, rows.bit_length(), asked_precision()) if rows else None
 
     def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
         dtype = self.weight_dtype(x, tensors)
         if isinstance(dtype, str):
             return dtype
+        dtype = self.hold(dtype, x.numel() // self.depth)
         weight = tensors[0]
         assert weight is not None
         if weight.dim() != 2 or weight.shape[self.depth_axis] != self.depth:
@@ -61,7 +63,7 @@ class LinearPiece(WeightLayerPiece):
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         weight = tensors[0]
         assert weight is not None
-        return ("linear", tuple(weight.shape), dtype, self.followers.norm is not None)
+        return ("linear", tuple(weight.shape), dtype, self.held.parts, self.followers.norm is not None)
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors
@@ -69,7 +71,7 @@ class LinearPiece(WeightLayerPiece):
         rows = weight.detach() if self.depth_axis else weight.detach().t()
         weight, shift = self.followers.fold(rows, bias, tuple(rest))
         if native.available():
-            packed = kernel.pack(weight, dtype=dtype)
+            packed = kernel.pack(weight, dtype=dtype, parts=self.parts(dtype))
             return (packed, shift), packed.data.numel() * packed.data.element_size()
         reordered = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
         return (reordered, shift), weight.numel() * dtype.itemsize

@@ -16,10 +16,12 @@ from torch import nn
 
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import linear, native
+from slipstream.kernels.linear import asked_precision
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize import gates, guards
 from slipstream.optimize.options import Options
-from slipstream.optimize.pieces.piece import Piece, Tensors
+from slipstream.optimize.pieces.piece import Tensors
+from slipstream.optimize.pieces.weight_layer import PrecisionPiece
 
 PARAMETERS = (
     "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal",
@@ -46,7 +48,7 @@ class Inputs(tuple[torch.Tensor | None, ...]):
         return "self" if query is key is value else "memory" if key is value else "apart"
 
 
-class MultiheadPiece(Piece):
+class MultiheadPiece(PrecisionPiece):
     act = "packed attention"
 
     def __init__(self, module: nn.Module, name: str, options: Options) -> None:
@@ -84,7 +86,8 @@ class MultiheadPiece(Piece):
             return None  # it is packed for the other
         sizes = tuple(length.bit_length() for length in (*query.shape[:2], *key.shape[:2]))
         kinds = tuple(None if mask is None else (mask.dtype, mask.dim()) for mask in masks)
-        return query.dtype, sizes, kinds, x.need_weights, x.averaged, torch.backends.mha.get_fastpath_enabled()
+        how = x.need_weights, x.averaged, torch.backends.mha.get_fastpath_enabled(), asked_precision()
+        return query.dtype, sizes, kinds, how
 
     def plan(self, x: Any, tensors: Tensors) -> torch.dtype | str:
         return plan(self, [x[0], x[1], x[2], *tensors])
@@ -92,16 +95,17 @@ class MultiheadPiece(Piece):
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         weight = tensors[0]
         assert weight is not None
-        return ("multihead", tuple(weight.shape), self.heads, self.batch_first, self.sharing, dtype)
+        return ("multihead", tuple(weight.shape), self.heads, self.batch_first, self.sharing, dtype, self.held.parts)
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         inner, outer, *_ = tensors
         assert inner is not None and outer is not None
         width = outer.shape[0]
         rows = {"self": [3], "memory": [1, 2], "apart": [1, 1, 1]}[self.sharing or "self"]
-        parts = [linear.pack(part, dtype=dtype) for part in inner.detach().split([width * some for some in rows])]
-        out = linear.pack(outer, dtype=dtype)
-        return (parts, out), sum(pack.data.numel() * dtype.itemsize for pack in (*parts, out))
+        split = self.parts(dtype)
+        parts = [linear.pack(part, dtype=dtype, parts=split) for part in inner.detach().split([width * some for some in rows])]
+        out = linear.pack(outer, dtype=dtype, parts=split)
+        return (parts, out), sum(pack.data.nbytes for pack in (*parts, out))
 
     def run(self, module: nn.Module, x: Any, content: Any, tensors: Tensors) -> Any:
         parts, out = content
@@ -182,8 +186,8 @@ def macs_of(batch: int, steps: int, seen: int, width: int) -> float:
     return float(batch * width * (2 * (steps + seen) * width + 2 * steps * seen))
 
 
-def plan(piece: Piece, tensors: list[torch.Tensor | None]) -> torch.dtype | str:
-    """The dtype to multiply in, for inputs and weights that all have one; or why not."""
+def plan(piece: PrecisionPiece, tensors: list[torch.Tensor | None]) -> torch.dtype | str:
+    """The dtype to multiply in, for inputs, the first of them first, and weights that all have one; or why not."""
     given = {tensor.dtype for tensor in tensors if tensor is not None}
     if not given <= set(DTYPES) or (len(given) > 1 and not piece.options.autocast):
         return "input and weights differ in dtype, or there is no kernel for it"
@@ -192,7 +196,9 @@ def plan(piece: Piece, tensors: list[torch.Tensor | None]) -> torch.dtype | str:
     dtype = torch.bfloat16 if torch.bfloat16 in given else piece.options.dtype
     if piece.options.low_memory and dtype == torch.float32:
         return "low memory: a float32 pack would be a second copy"
-    return dtype
+    x = tensors[0]
+    assert x is not None
+    return piece.hold(dtype, x.numel() // x.shape[-1])
 
 
 def by_heads(y: torch.Tensor, heads: int) -> torch.Tensor:

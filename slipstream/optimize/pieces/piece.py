@@ -103,6 +103,10 @@ class Piece:
         """For the report: what the fast answers come from."""
         return f"{str(dtype).removeprefix('torch.')} weights, packed once"
 
+    def limit(self, dtype: torch.dtype) -> float:
+        """How far a fast answer may be off the original's."""
+        return guards.LIMITS[dtype]
+
     def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """The same from torch's functions, for the gradient; only where ``has_replay``."""
         raise NotImplementedError
@@ -257,6 +261,13 @@ class Piece:
             error_relative=self.error,
             memory_mb=pack.life.bytes / 1e6,
         )
+
+    def keep_only(self, kind: Hashable) -> None:
+        """A pack of another kind is not used any more, nor what was found with it."""
+        if self.pack is not None and self.pack.life.kind != kind:
+            self.pack = None
+            if not self.is_given_up():
+                self.verdicts = {}
 
     def refuse(self, size: Hashable, why: str, **figures: float) -> None:
         """From now on the original answers inputs of this size."""

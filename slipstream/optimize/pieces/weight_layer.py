@@ -8,11 +8,55 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
+from slipstream.decision import log
+from slipstream.kernels.linear import PARTS, Held, asked_precision, best_held, in_words
 from slipstream.kernels.operands import DTYPES
-from slipstream.optimize import one_copy
+from slipstream.optimize import guards, one_copy
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.followers import Followers
 from slipstream.optimize.pieces.piece import Piece, Tensors
+
+
+class PrecisionPiece(Piece):
+    """Matrix products that obey torch's float32 matmul precision, which has to be part of what `size_of` and `kind` say."""
+
+    held = Held(torch.float32)
+    precision: str | None = None
+    """That for which float32 weights are held so; None where the dtype was chosen otherwise."""
+
+    def hold(self, dtype: torch.dtype, rows: int) -> torch.dtype:
+        """For `plan`: choose how to hold weights that would be packed in ``dtype``; returns the dtype to multiply in.
+
+        A weight that is in parts already stays so for fewer rows.
+        """
+        self.precision = asked_precision() if dtype == torch.float32 else None
+        if self.precision is None:
+            self.held = Held(dtype)
+            return dtype
+        held = best_held(self.precision, rows)
+        if self.held.parts == PARTS.get(self.precision):
+            held = self.held
+        if self.precision == "medium" or held.parts > 1:
+            taken = held != Held(torch.float32)
+            log.note(f"float32 matmul precision {self.precision}", taken, in_words(self.precision, held))
+        self.held = held
+        return held.dtype
+
+    def parts(self, dtype: torch.dtype) -> int:
+        """For `make`."""
+        return self.held.parts if dtype == torch.float32 else 1
+
+    def limit(self, dtype: torch.dtype) -> float:
+        if dtype == torch.float32 and self.precision == "high":
+            return guards.HIGH_LIMIT
+        return super().limit(dtype)
+
+    def how(self, dtype: torch.dtype) -> str:
+        if self.held.parts > 1:
+            return f"float32 weights in {self.held.parts} parts of bfloat16, packed once"
+        if self.precision == "medium" and dtype == torch.bfloat16:
+            return "bfloat16 weights, packed once: float32 matmul precision is medium"
+        return super().how(dtype)
 
 
 class WeightLayerPiece(Piece):

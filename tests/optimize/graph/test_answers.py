@@ -5,9 +5,12 @@ import gc
 
 import pytest
 import torch
+from torch import nn
 
 from slipstream.decision import log
+from slipstream.kernels import native
 from slipstream.optimize import leaf_tier, options
+from slipstream.optimize.graph import background
 from slipstream.optimize.graph.results import laid_out
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.models import CASES
@@ -50,6 +53,37 @@ def test_same_answer(at_once, case, dtype):
         assert error(ours, theirs) < LIMIT[dtype]
     for argument, same in zip(args, before, strict=True):
         assert torch.equal(argument, same)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+def test_the_float32_matmul_precision_of_each_call_holds(at_once):
+    largest = {"highest": 1e-6, "high": 2e-5, "medium": 8e-3}
+    model, x = Two().eval(), torch.randn(2, 10, 64)
+    wanted = plain(model.double(), x.double())
+    model.float()
+    try:
+        with native.level(native.EMULATED), torch.inference_mode():
+            at_once("float32")
+            (way,) = settle(model, x).ways
+            for precision in ("highest", "medium", "high", "highest"):
+                background.wait()  # dynamo puts back what the precision was when a capture began
+                torch.set_float32_matmul_precision(precision)
+                for _ in range(3):
+                    got = model(x)
+                assert way.program.broken is None and way.program.is_right
+                assert error(got, wanted) < largest[precision]
+                assert precision == "highest" or error(got, wanted) > largest[precision] / 40
+    finally:
+        background.wait()
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("case", ["residual", "encoder"])

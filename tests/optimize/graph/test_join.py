@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slipstream.kernels.linear import Held
 from slipstream.optimize import packs
+from slipstream.optimize.graph.operators.linear import shared_kind
 from slipstream.optimize.options import set_up
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.judging import LIMIT, error
@@ -106,7 +108,7 @@ def test_one_copy_of_the_packed_weights(at_once):
     at_once("bfloat16")
     before = set_up.packed_bytes
     settle(model, x)
-    found = [packs.find((("linear", (64, 48), torch.bfloat16, False), None), part.weight) for part in model.parts]
+    found = [packs.find(shared_kind(part.weight, Held(torch.bfloat16)), part.weight) for part in model.parts]
     assert all(found), "the layers answered first"
     memory = {pack.content[0].data.untyped_storage().data_ptr() for pack in found}
     assert len(memory) == 1

@@ -10,11 +10,11 @@ import torch
 
 from slipstream.kernels import linear as kernel
 from slipstream.optimize import packs
-from slipstream.optimize.graph.operators.linear import shared_kind
-from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.graph.operators.linear import LinearOperator, shared_kind
+from slipstream.optimize.graph.operators.operator import Tensors
 
 
-class JointLinear(WeightOperator):
+class JointLinear(LinearOperator):
     """Takes x [..., K], None, ``count`` weights [Nᵢ, K], as many biases [Nᵢ] or None; gives [..., N₁ + N₂ + …].
 
     There is one copy of the packed weights: the layers' own packs become views of the joint one.
@@ -23,13 +23,12 @@ class JointLinear(WeightOperator):
     kind = "joint_linear"
     first_weight = 2
 
-    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, count: int) -> None:
-        super().__init__(product, out)
-        self.post_op = post_op
+    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, count: int) -> None:
+        super().__init__(product, out, post_op, batch)
         self.count = count
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
-        return ("joint linear", self.product, *(None if tensor is None else id(tensor) for tensor in tensors[1:]))
+        return ("joint linear", self.held, *(None if tensor is None else id(tensor) for tensor in tensors[1:]))
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors
@@ -40,9 +39,9 @@ class JointLinear(WeightOperator):
 
     def make(self, tensors: Tensors) -> tuple[Any, int]:
         weights, biases = self._parted(tensors)
-        found = [packs.find(shared_kind(weight, self.product), weight) for weight in weights]
+        found = [packs.find(shared_kind(weight, self.held), weight) for weight in weights]
         parts = [
-            kernel.pack(weight, dtype=self.product) if pack is None else pack.content[0]
+            kernel.pack(weight, dtype=self.held.dtype, parts=self.held.parts) if pack is None else pack.content[0]
             for pack, weight in zip(found, weights, strict=True)
         ]
         joint, views = kernel.join(parts)

@@ -15,7 +15,26 @@ Rows = tuple[int, int] | None
 """From one row of a weight to before another."""
 
 
-class Linear(WeightOperator):
+class LinearOperator(WeightOperator):
+    """Holds float32 weights as torch's float32 matmul precision has them. ``batch``: rows of x in the capture."""
+
+    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int) -> None:
+        super().__init__(product, out)
+        self.post_op = post_op
+        self.batch = batch
+        self.precision: str | None = None
+        self.held = kernel.Held(product)
+
+    def content(self, tensors: Tensors) -> Any:
+        if self.product == torch.float32:
+            precision = kernel.asked_precision()
+            if precision != self.precision:
+                self.held, self.pack = kernel.best_held(precision, self.batch), None
+                self.precision = precision
+        return super().content(tensors)
+
+
+class Linear(LinearOperator):
     """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.
 
     A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT. ``rows`` are those of weight and bias that it
@@ -25,9 +44,8 @@ class Linear(WeightOperator):
     kind = "linear"
     first_weight = 3
 
-    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, rows: Rows = None) -> None:
-        super().__init__(product, out)
-        self.post_op = post_op
+    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, rows: Rows = None) -> None:
+        super().__init__(product, out, post_op, batch)
         self.rows = rows
         self._cut: tuple[Any, Any] = (None, None)
 
@@ -35,8 +53,8 @@ class Linear(WeightOperator):
         weight, bias, scale = tensors
         assert weight is not None
         if scale is not None:
-            return ("scaled linear", tuple(weight.shape), self.product, id(bias), id(scale))
-        return shared_kind(weight, self.product)
+            return ("scaled linear", tuple(weight.shape), self.held, id(bias), id(scale))
+        return shared_kind(weight, self.held)
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors[:1] if tensors[2] is None else tensors
@@ -48,7 +66,7 @@ class Linear(WeightOperator):
         if scale is not None:
             weight = weight.detach().float() * scale.detach().float()[:, None]
             shift = None if bias is None else bias.detach().float() * scale.detach().float()
-        packed = kernel.pack(weight, dtype=self.product)
+        packed = kernel.pack(weight, dtype=self.held.dtype, parts=self.held.parts)
         return (packed, shift), packed.data.numel() * packed.data.element_size()
 
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
@@ -76,6 +94,6 @@ class Linear(WeightOperator):
         return part
 
 
-def shared_kind(weight: torch.Tensor, product: torch.dtype) -> Hashable:
+def shared_kind(weight: torch.Tensor, held: kernel.Held) -> Hashable:
     """The kind of a pack of this weight alone: as LinearPiece's, to share its packs."""
-    return (("linear", tuple(weight.shape), product, False), None)
+    return (("linear", tuple(weight.shape), *held, False), None)
