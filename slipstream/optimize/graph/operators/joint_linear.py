@@ -34,8 +34,9 @@ class JointLinear(LinearOperator):
         return tensors
 
     def is_shared(self, tensors: Tensors) -> bool:
+        self.choose()
         weights, _ = self._parted(tensors)
-        return all(packs.find(shared_kind(weight, self.product), weight) is not None for weight in weights)
+        return all(packs.find(shared_kind(weight, self.held), weight) is not None for weight in weights)
 
     def make(self, tensors: Tensors) -> tuple[Any, int]:
         weights, biases = self._parted(tensors)

@@ -25,13 +25,21 @@ class LinearOperator(WeightOperator):
         self.precision: str | None = None
         self.held = kernel.Held(product)
 
-    def content(self, tensors: Tensors) -> Any:
+    def choose(self) -> None:
+        """How to hold the weights for the precision that is asked for now."""
         if self.product == torch.float32:
             precision = kernel.asked_precision()
             if precision != self.precision:
                 self.held, self.pack = kernel.best_held(precision, self.batch), None
                 self.precision = precision
+
+    def content(self, tensors: Tensors) -> Any:
+        self.choose()
         return super().content(tensors)
+
+    def is_shared(self, tensors: Tensors) -> bool:
+        self.choose()
+        return super().is_shared(tensors)
 
 
 class Linear(LinearOperator):
