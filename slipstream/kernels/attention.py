@@ -70,7 +70,8 @@ def plain_attention(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if mask is not None:
         if mask.dtype is not torch.bool:  # the least finite number stays finite
-            mask = torch.where(mask.isinf(), mask, mask.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)).to(dtype)
+            mask, most = mask.float(), torch.finfo(dtype).max
+            mask = torch.where(mask.isinf(), mask, mask.clamp(-most, most)).to(dtype)
         mask = mask.expand(*query.shape[:3], key.shape[2])
     if window is not None or (causal and (mask is not None or softcap is not None)):
         seen = _seen(query.shape[2], key.shape[2], causal, window)
