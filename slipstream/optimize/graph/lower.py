@@ -14,6 +14,7 @@ from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
+from slipstream.optimize.graph.makers.gates import read_gates
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.operator import WeightOperator
@@ -51,6 +52,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options) -> Lowe
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
+    read_gates(graph)
     read_written_out(graph)
     operators = fuse_convolutions(graph, dtype) + fuse(graph, dtype)
     if not operators:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds functions that models write out as several operations, and puts torch's one function for them there.
 
-RMS norms and tanh's GELU, as transformers has them; and a linear whose result is cut into a gate and what it gates, which
-becomes two linears on parts of the weight, so that activation and product are fused with them. All in float32 or bfloat16
-throughout: where dtypes change on the way, roundings are part of what the script says.
+RMS norms as transformers has them, and a linear whose result is cut into a gate and what it gates, which becomes two linears on
+parts of the weight, so that activation and product are fused with them. All in float32 or bfloat16 throughout: where dtypes
+change on the way, roundings are part of what the script says. Activations are `makers.gates`'.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -25,7 +24,7 @@ _GATES = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh"})
 
 def read_written_out(graph: fx.Graph) -> None:
     """Rewrite in place."""
-    readers = {"rsqrt": _read_rms_norm, "tanh": _read_gelu, "chunk": _read_gate}
+    readers = {"rsqrt": _read_rms_norm, "chunk": _read_gate}
     for node in list(graph.nodes):
         reader = readers.get(name_of(node))
         if reader is not None and not node._erased:
@@ -73,34 +72,6 @@ def _squared(node: Any) -> fx.Node | None:
     return given["input"] if is_square or is_product else None
 
 
-def _read_gelu(graph: fx.Graph, node: fx.Node) -> None:
-    """0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))."""
-    factor, inner = _number_and(next(iter(node.args), None), "mul")
-    given = arguments(inner) if name_of(inner) == "add" else None
-    if given is None or not _is(factor, math.sqrt(2 / math.pi)):
-        return
-    x, cubic = given["input"], given["other"]
-    if name_of(x) == "mul" and _cube(x) is cubic:
-        x, cubic = cubic, x
-    one_more, half_x = only_user(node), None
-    if _cube(cubic) is not x or one_more is None or _number_and(one_more, "add") != (1, node):
-        return
-    whole = only_user(one_more)
-    if whole is not None and name_of(whole) == "mul":
-        half_x = next((other for other in whole.all_input_nodes if other is not one_more), None)
-    if half_x is None or whole is None or _number_and(half_x, "mul") != (0.5, x):
-        return
-    if len(_dtypes(x, cubic, node, whole)) == 1:
-        _put(graph, whole, F.gelu, (x,), {"approximate": "tanh"})
-
-
-def _cube(node: Any) -> Any:
-    """x of 0.044715 * x ** 3."""
-    factor, power = _number_and(node, "mul")
-    given = arguments(power) if name_of(power) == "pow" and _is(factor, 0.044715) else None
-    return given["input"] if given is not None and given["exponent"] == 3 else None
-
-
 def _read_gate(graph: fx.Graph, node: fx.Node) -> None:
     """first, second = linear(x).chunk(2, -1), one of which goes through an activation and is multiplied by the other."""
     given = arguments(node)
@@ -140,10 +111,6 @@ def _number_and(node: Any, name: str) -> tuple[float | None, Any]:
         if isinstance(number, float | int) and isinstance(other, fx.Node):
             return number, other
     return None, None
-
-
-def _is(number: float | None, value: float) -> bool:
-    return number is not None and math.isclose(number, value, rel_tol=1e-6)
 
 
 def _dtypes(*nodes: Any) -> set[torch.dtype | None]:

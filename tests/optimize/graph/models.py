@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small models with what graphs of real ones contain; batch norms have statistics that are not 0 and 1."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -154,6 +156,29 @@ class Sequences(nn.Module):
         return (y, states) if self.states else y
 
 
+class Gates(nn.Module):
+    """GELU and SiLU as scripts write them, each behind a linear layer of its own; the last two are neither."""
+
+    ACTIVATIONS = (
+        lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0)))),
+        lambda x: x * 0.5 * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+        lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
+        lambda x: x * torch.sigmoid(x),
+        lambda x: x * torch.sigmoid(1.702 * x),
+        lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044 * torch.pow(x, 3.0)))),
+    )
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Linear(32, 32) for _ in self.ACTIVATIONS)
+        self.to(dtype)
+
+    def forward(self, x):
+        for step, activation in zip(self.steps, self.ACTIVATIONS, strict=True):
+            x = x + activation(step(x))
+        return x
+
+
 class Scaled(nn.Module):
     """As ConvNeXt and MobileNet: zeros around an image before a depthwise convolution, a scale, a sum behind a permutation."""
 
@@ -297,6 +322,8 @@ CASES = {
     "gru": lambda: (Sequences("GRU", bidirectional=True, given=True).eval(), (torch.randint(0, 50, (9, 3)),)),
     "gru, states": lambda: (Sequences("GRU", states=True, batch_first=True).eval(), (torch.randint(0, 50, (2, 5)),)),
     "rnn": lambda: (Sequences("RNN", num_layers=2, bias=False).eval(), (torch.randint(0, 50, (6, 4)),)),
+    "gates": lambda: (Gates().eval(), (torch.randn(2, 12, 32),)),
+    "gates, bfloat16": lambda: (Gates(torch.bfloat16).eval(), (torch.randn(2, 12, 32).bfloat16(),)),
     "scaled": lambda: (Scaled().eval(), (torch.randn(2, 16, 14, 18),)),
     "scaled, uneven zeros": lambda: (Scaled((0, 1, 0, 1), stride=2).eval(), (torch.randn(2, 16, 15, 18),)),
     "padding by name": lambda: (Named().eval(), (torch.randn(2, 16, 14, 18),)),
