@@ -70,7 +70,9 @@ def _tokens(rows: int, length: int, *, vocabulary: int = 30_522, mask: bool = Tr
 
 
 def _decoder_tokens(rows: int, length: int, *, vocabulary: int) -> Inputs:
-    return {"decoder_input_ids": torch.randint(0, vocabulary, (rows, length))}
+    """With their mask: without it transformers looks for packed sequences, by an operation that OpenVINO does not convert."""
+    ids = torch.randint(0, vocabulary, (rows, length))
+    return {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
 
 
 def _texts_and_images(texts: int, length: int, images: int) -> Inputs:
