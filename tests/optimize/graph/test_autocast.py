@@ -12,7 +12,11 @@ from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.models import CASES, Encoder
 from tests.optimize.judging import error
 
-pytestmark = needs_native
+pytestmark = [
+    needs_native,
+    pytest.mark.filterwarnings("ignore:LSTM with projections"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+]
 LIMIT = 3e-2
 
 
