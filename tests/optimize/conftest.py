@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine over the whole process for one test, deciding the same on every machine."""
 
-import gc
 import math
 import pathlib
 import sys
@@ -31,7 +30,6 @@ def clean():
     """The lists of the process as a fresh process has them, before and after."""
 
     def wipe():
-        gc.collect()  # models of other tests, which count as packed until they are gone
         log.clear()
         options.set_up.spent_s = 0.0
         options.set_up.budget_s = None
