@@ -47,7 +47,7 @@ ALL = {
         *_pair("ipex", "ipex", "ipex"),
         *_pair("openvino", "openvino", "openvino"),
         # to its script, ours is eager float32: what differs is the command in front of it
-        *(Contestant(f"ours-{dtype}", "eager", "float32", codeless=dtype, warm_up_s=20.0, warm_up_calls=40) for dtype in DTYPES),
+        *(Contestant(f"ours-{dtype}", "eager", "float32", codeless=dtype, warm_up_s=20, warm_up_calls=40) for dtype in DTYPES),
     )
 }
 
