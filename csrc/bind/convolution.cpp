@@ -7,6 +7,7 @@
 #include "element.h"
 #include "scratch.h"
 #include "tensor_rows.h"
+#include "window.h"
 
 namespace slipstream {
 namespace {
@@ -121,32 +122,17 @@ void run_alone(const ConvolutionCall& call) {
 
 ConvolutionCall call_for(const Tensor& x, const Tensor& packed, int64_t groups, const std::vector<int64_t>& numbers) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "x: not a contiguous [batch, channels, height, width]");
-  STD_TORCH_CHECK(numbers.size() == 8, "numbers: not kernel, stride, padding, dilation of two dimensions");
   ConvolutionCall call;
   call.x_type = element_type(x, "x");
   call.weight_type = element_type(packed, "packed");
   call.height = x.size(2);
   call.width = x.size(3);
-  call.kernel_height = numbers[0];
-  call.kernel_width = numbers[1];
-  call.stride_height = numbers[2];
-  call.stride_width = numbers[3];
-  call.padding_height = numbers[4];
-  call.padding_width = numbers[5];
-  call.dilation_height = numbers[6];
-  call.dilation_width = numbers[7];
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 ? 0 : 1), "numbers: kernel, stride, dilation from 1, padding from 0");
-  }
+  set_window(call, numbers, /*may_be_uneven=*/false);
   STD_TORCH_CHECK(call.taps() <= kMostTaps, "kernel: more than 121 taps");
   STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && packed.size(0) % groups == 0, "groups: channels are no multiple");
   call.in_channels = x.size(1) / groups;
   call.out_channels = packed.size(0) / groups;
-  const int64_t reach_h = (call.kernel_height - 1) * call.dilation_height, reach_w = (call.kernel_width - 1) * call.dilation_width;
-  call.out_height = (call.height + 2 * call.padding_height - reach_h - 1) / call.stride_height + 1;
-  call.out_width = (call.width + 2 * call.padding_width - reach_w - 1) / call.stride_width + 1;
-  STD_TORCH_CHECK(call.height + 2 * call.padding_height > reach_h && call.width + 2 * call.padding_width > reach_w,
-                  "x: smaller than the kernel");
+  set_out_size(call, numbers);
   call.weight_stride = packed.size(1);
   STD_TORCH_CHECK(packed.dim() == 2 && packed.is_contiguous() && call.weight_stride >= call.steps() * call.taps() * call.depth(),
                   "packed: not packed for these sizes");

@@ -6,6 +6,7 @@
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
+#include "window.h"
 
 namespace slipstream {
 namespace {
@@ -13,31 +14,6 @@ namespace {
 // Multiplications that repay waking another thread: see bind/linear.cpp.
 constexpr int64_t kWorthAThread = 250'000;
 
-void set_numbers(ConvolutionLastCall& call, const std::vector<int64_t>& numbers) {
-  STD_TORCH_CHECK(numbers.size() == 8 || numbers.size() == 10,
-                  "numbers: not kernel, stride, padding, dilation in two dimensions");
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 || i >= 8 ? 0 : 1),
-                    "numbers: kernel, stride, dilation from 1, padding from 0");
-  }
-  call.kernel_height = numbers[0];
-  call.kernel_width = numbers[1];
-  call.stride_height = numbers[2];
-  call.stride_width = numbers[3];
-  call.padding_height = numbers[4];
-  call.padding_width = numbers[5];
-  call.dilation_height = numbers[6];
-  call.dilation_width = numbers[7];
-  const int64_t below = numbers[numbers.size() == 10 ? 8 : 4], right = numbers[numbers.size() == 10 ? 9 : 5];
-  const int64_t room_h = call.height + call.padding_height + below - call.reach_height() - 1;
-  const int64_t room_w = call.width + call.padding_width + right - call.reach_width() - 1;
-  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "x: smaller than the kernel");
-  call.out_height = room_h / call.stride_height + 1;
-  call.out_width = room_w / call.stride_width + 1;
-}
-
-// numbers: kernel, stride, padding, dilation, of two dimensions each; perhaps the padding behind the image, where it is
-// another.
 ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,
                              const std::vector<int64_t>& numbers) {
   ConvolutionLastCall call;
@@ -47,7 +23,8 @@ ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_
   call.in_channels = x.size(1) / groups;
   call.height = x.size(2);
   call.width = x.size(3);
-  set_numbers(call, numbers);
+  set_window(call, numbers, /*may_be_uneven=*/true);
+  set_out_size(call, numbers);
   call.linear.n = out_channels / groups;
   call.linear.weight_type = element_type(packed, "packed");
   call.linear.weight = packed.data_ptr();

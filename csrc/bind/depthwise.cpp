@@ -6,6 +6,7 @@
 #include "../isa/level.h"
 #include "element.h"
 #include "image_rows.h"
+#include "window.h"
 
 namespace slipstream {
 namespace {
@@ -56,36 +57,19 @@ Tensor pack_depthwise(const Tensor& weight_in) {
   return packed;
 }
 
-// numbers: kernel, stride, padding, dilation, of two dimensions each; perhaps the padding behind the image, where it is another.
 DepthwiseCall call_for(const Tensor& x, const Tensor& packed, const std::vector<int64_t>& numbers) {
-  STD_TORCH_CHECK(numbers.size() == 8 || numbers.size() == 10, "numbers: not kernel, stride, padding, dilation of two dimensions");
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 || i >= 8 ? 0 : 1), "numbers: kernel, stride, dilation from 1, padding from 0");
-  }
   DepthwiseCall call;
   call.x = as_images(x, "x");
   call.channels = x.size(1);
   call.height = x.size(2);
   call.width = x.size(3);
-  call.kernel_height = numbers[0];
-  call.kernel_width = numbers[1];
-  call.stride_height = numbers[2];
-  call.stride_width = numbers[3];
-  call.padding_height = numbers[4];
-  call.padding_width = numbers[5];
-  call.dilation_height = numbers[6];
-  call.dilation_width = numbers[7];
+  set_window(call, numbers, /*may_be_uneven=*/true);
   STD_TORCH_CHECK(call.taps() <= kMostTaps, "kernel: more than 121 taps");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
                       packed.numel() == packed_depthwise_size(call.channels, call.kernel_height, call.kernel_width),
                   "packed: not packed for these sizes");
   call.weight = static_cast<const float*>(packed.data_ptr());
-  const int64_t reach_h = (call.kernel_height - 1) * call.dilation_height, reach_w = (call.kernel_width - 1) * call.dilation_width;
-  const int64_t room_h = call.height + call.padding_height + numbers[numbers.size() == 10 ? 8 : 4] - reach_h - 1;
-  const int64_t room_w = call.width + call.padding_width + numbers[numbers.size() == 10 ? 9 : 5] - reach_w - 1;
-  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "x: smaller than the kernel");
-  call.out_height = room_h / call.stride_height + 1;
-  call.out_width = room_w / call.stride_width + 1;
+  set_out_size(call, numbers);
   return call;
 }
 

@@ -2,6 +2,7 @@
 // slipstream::pooling: the maximum or the mean of windows of an image, channels last on both sides.
 #include "../isa/level.h"
 #include "image_rows.h"
+#include "window.h"
 
 namespace slipstream {
 namespace {
@@ -17,26 +18,15 @@ int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, i
   return ceil && (count - 1) * stride >= size + padding ? count - 1 : count;
 }
 
-// numbers: kernel, stride, padding, dilation, of two dimensions each. divisor 0: the number of pixels.
+// divisor 0: the number of pixels.
 Tensor pooling(const Tensor& x, bool maximum, std::vector<int64_t> numbers, bool ceil, bool count_padding, int64_t divisor) {
-  STD_TORCH_CHECK(numbers.size() == 8, "numbers: not kernel, stride, padding, dilation of two dimensions");
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    STD_TORCH_CHECK(numbers[i] >= (i == 4 || i == 5 ? 0 : 1), "numbers: kernel, stride, dilation from 1, padding from 0");
-  }
-  STD_TORCH_CHECK(2 * numbers[4] <= numbers[0] && 2 * numbers[5] <= numbers[1], "padding: more than half of the kernel");
   PoolingCall call;
+  set_window(call, numbers, /*may_be_uneven=*/false);
+  STD_TORCH_CHECK(2 * numbers[4] <= numbers[0] && 2 * numbers[5] <= numbers[1], "padding: more than half of the kernel");
   call.x = as_images(x, "x");
   call.channels = x.size(1);
   call.height = x.size(2);
   call.width = x.size(3);
-  call.kernel_height = numbers[0];
-  call.kernel_width = numbers[1];
-  call.stride_height = numbers[2];
-  call.stride_width = numbers[3];
-  call.padding_height = numbers[4];
-  call.padding_width = numbers[5];
-  call.dilation_height = numbers[6];
-  call.dilation_width = numbers[7];
   call.maximum = maximum;
   call.count_padding = count_padding;
   call.divisor = divisor;
