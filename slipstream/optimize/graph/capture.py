@@ -29,12 +29,14 @@ class CaptureRefused(Exception):
 class Capture:
     """``graph`` computes what ``forward`` would, wherever ``holds(locals)`` says yes.
 
-    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders: parameters and buffers are
-    the model's own. ``wrap`` makes, of a function with the graph's inputs and outputs, one with forward's arguments and result.
+    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders; ``own`` are the numbers of
+    those that are the model's parameters and buffers. ``wrap`` makes, of a function with the graph's inputs and outputs, one with
+    forward's arguments and result.
     """
 
     graph: fx.GraphModule
     inputs: list[Any]
+    own: frozenset[int]
     holds: Callable[[Locals], bool]
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -98,7 +100,10 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
         output = captured.graph_capture_output
         return output.get_runtime_env().forward_callable(backend.backend_id, run, extra_globals=dict(output.f_globals))
 
-    return Capture(backend.graph_module, list(backend.example_inputs), guards.guard_manager.check, wrap)
+    weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
+    inputs = list(backend.example_inputs)
+    own = frozenset(number for number, given in enumerate(inputs) if id(given) in weights)
+    return Capture(backend.graph_module, inputs, own, guards.guard_manager.check, wrap)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def join(graph: fx.Graph) -> int:
             continue
         if groups and _belongs(node, groups[-1]):
             groups[-1].append(node)
-        elif groups and groups[-1] and node.args[0] is groups[-1][0].args[0] and isinstance(node.target, Linear):
+        elif groups and groups[-1] and isinstance(node.target, Linear) and node.args[0] is groups[-1][0].args[0]:
             continue  # it reads the same, and may stand between two of a group
         else:
             groups.append([node] if _may_be_part(node) else [])

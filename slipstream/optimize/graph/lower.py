@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
+from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
-from slipstream.optimize.graph.operators.operator import WeightOperator
+from slipstream.optimize.graph.operators.constant import Constant
+from slipstream.optimize.graph.operators.operator import PackedOperator, WeightOperator
 from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
 from slipstream.optimize.graph.simplify import simplify
@@ -39,8 +42,8 @@ class Lowered:
     regions: bool = False
 
 
-def lower(captured: fx.GraphModule, inputs: list[Any], options: Options) -> Lowered:
-    """Lower a graph and pack its weights.
+def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Collection[int] = ()) -> Lowered:
+    """Lower a graph and pack its weights; ``own`` are the numbers of those inputs that are parameters or buffers of the model.
 
     Raises CaptureRefused where it is impure, or nothing in it is ours; with ``options.low_memory`` also where it would need
     packs that the layers do not have.
@@ -52,6 +55,9 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options) -> Lowe
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
+    folds = not regions and not options.low_memory
+    if folds:
+        fold_constants(graph, _placeholders(graph, own))
     read_gates(graph)
     read_written_out(graph)
     operators = fuse_convolutions(graph, dtype) + fuse(graph, dtype)
@@ -60,6 +66,8 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options) -> Lowe
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
     operators -= join(graph)
     restore(graph, low)
+    if folds and low:
+        fold_constants(graph, _placeholders(graph, own))  # the casts to bfloat16 that have come
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)
@@ -75,12 +83,19 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     return new
 
 
+def _placeholders(graph: fx.Graph, numbers: Collection[int]) -> set[fx.Node]:
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    return {given[number] for number in numbers}
+
+
 def _pack(graph: fx.Graph, inputs: list[Any], *, only_shared: bool) -> None:
     """Pack now, off the way of any call; operators that must not pack do without."""
     given = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs, strict=True))
     for node in graph.nodes:
-        if isinstance(node.target, WeightOperator):
+        if isinstance(node.target, PackedOperator):
             weights = tuple(given.get(weight) for weight in node.args[node.target.first_weight :])
             if only_shared and not node.target.is_shared(weights):
                 raise CaptureRefused(f"low memory: the pack of its {node.target.kind} would be a second copy")
-            node.target.content(weights)
+            content = node.target.content(weights)
+            if isinstance(node.target, Constant):
+                given[node] = node.target(*weights) if content is None else content

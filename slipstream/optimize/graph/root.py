@@ -142,7 +142,7 @@ class RootCall:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
                 captured = capture(module, args, kwargs, dynamic=dynamic)
                 with background.one_thread():
-                    program = Program(lower(captured.graph, captured.inputs, self.options))
+                    program = Program(lower(captured.graph, captured.inputs, self.options, captured.own))
             self.ways = (Way(captured, program), *self.ways)
             operators = program.lowered.operators
             self._note(False, f"captured with {operators} fused operators, being tried", time.perf_counter() - start)

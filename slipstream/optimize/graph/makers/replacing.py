@@ -10,6 +10,7 @@ from torch import fx
 
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize.graph.nodes import arguments, tensor
+from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import Operator
 
 
@@ -56,12 +57,12 @@ def other_operand(node: fx.Node, known: fx.Node, *, promoted: bool = False) -> f
 
 
 def are_given(*weights: Any) -> bool:
-    """Whether each is a parameter or buffer of the model, or None: what can be packed once."""
-    return all(
-        weight is None
-        or (isinstance(weight, fx.Node) and weight.op in ("placeholder", "get_attr") and tensor(weight) is not None)
-        for weight in weights
-    )
+    """Whether each is a parameter or buffer of the model, or what follows from them, or None: what can be packed once."""
+    return all(weight is None or (isinstance(weight, fx.Node) and _is_given(weight)) for weight in weights)
+
+
+def _is_given(node: fx.Node) -> bool:
+    return tensor(node) is not None and (node.op in ("placeholder", "get_attr") or isinstance(node.target, Constant))
 
 
 def computes(node: fx.Node, *inputs: Any) -> bool:

@@ -38,14 +38,11 @@ class Operator:
         raise NotImplementedError
 
 
-class WeightOperator(Operator):
-    """An operator with weights, packed anew when they change. Subclasses make the pack and use it.
-
-    Of what it takes, the second is a residual, or None, and the weights stand last.
-    """
+class PackedOperator(Operator):
+    """An operator that keeps what it makes of weights, and makes it anew when they change. Subclasses make it and use it."""
 
     first_weight: int
-    """Where among what it takes the weights begin."""
+    """Where among what it takes the weights begin; they stand last."""
 
     def __init__(self, product: torch.dtype, out: torch.dtype) -> None:
         super().__init__(product, out)
@@ -96,3 +93,7 @@ class WeightOperator(Operator):
         with torch.no_grad():
             self.pack = packs.find(kind, *sources) or packs.make(kind, lambda: self.make(tensors), *sources)
         return self.pack
+
+
+class WeightOperator(PackedOperator):
+    """An operator with packed weights. Of what it takes, the second is a residual, or None."""
