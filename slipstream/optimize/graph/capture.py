@@ -30,8 +30,8 @@ class Capture:
     """``graph`` computes what ``forward`` would, wherever ``holds(locals)`` says yes.
 
     ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders; ``own`` are the numbers of
-    those that are the model's parameters and buffers. ``wrap`` makes, of a function with the graph's inputs and outputs, one with
-    forward's arguments and result.
+    those that are the model's parameters and buffers. ``wrap`` makes, of a function with the graph's inputs and outputs,
+    one with forward's arguments and result.
     """
 
     graph: fx.GraphModule
