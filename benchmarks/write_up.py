@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import ceilings, machine, tables
+from benchmarks import best_peer, ceilings, machine, tables
 from benchmarks.kernel_means import family_means, geometric_means
+from benchmarks.options import DTYPES
 from slipstream.errors import UsageError
 
 Report = dict[str, Any]
@@ -53,7 +54,7 @@ def demo(report: Report) -> str:
 
 
 def zoo(report: Report) -> str:
-    """Milliseconds and speed-ups: a line a contestant, a column a model."""
+    """Milliseconds and speed-ups, a line a model and a column a contestant; then ours against the best of the others."""
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
     names = list(dict.fromkeys(row["contestant"] for row in report["rows"]))
     cell = {(row["model"], row["contestant"]): row for row in report["rows"]}
@@ -65,14 +66,33 @@ def zoo(report: Report) -> str:
     }
     parts = [f"## Models\n\n{where(report)}"]
     for title, view in views.items():
-        rows = [
-            (f"`{name}`", *("failed" if "failure" in cell[model, name] else view(cell[model, name]) for model in models))
-            for name in names
-        ]
-        parts.append(f"### {title}\n\n" + table(("contestant", *models), rows, texts=1))
+        rows = [(f"`{model}`", *(_shown(cell.get((model, name)), view) for name in names)) for model in models]
+        parts.append(f"### {title}\n\n" + table(("model", *names), rows, texts=1))
+    parts.insert(1, _against_best(report))
     settings = report["settings"]
     parts.append(f"{settings['rounds']} rounds of {settings['seconds']} s a contestant, {settings['threads']} threads.")
     return "\n\n".join(parts)
+
+
+def _shown(row: dict[str, Any] | None, view: Callable[[dict[str, Any]], str]) -> str:
+    if row is None:
+        return "–"
+    return "failed" if "failure" in row else view(row)
+
+
+def _against_best(report: Report) -> str:
+    """A line a model: the best of the others in each dtype, and how many times faster ours is."""
+    lines = best_peer.against_best(report["rows"])
+    cells = {(line.model, line.dtype): (line.peer, str(line.times)) for line in lines}
+    means = best_peer.geometric_means(lines)
+    head, mean = ["model"], ["geometric mean"]
+    rows = {model: [f"`{model}`"] for model in dict.fromkeys(line.model for line in lines)}
+    for dtype in DTYPES:
+        head += [f"best peer, {dtype}", "its time over ours (range)"]
+        mean += ["", f"{means[dtype]:.2f}" if dtype in means else "–"]
+        for model, row in rows.items():
+            row += cells.get((model, dtype), ("–", "–"))
+    return "### Against the best peer of the same dtype\n\n" + table(head, [*rows.values(), mean], texts=1)
 
 
 def kernels(report: Report) -> str:

@@ -8,12 +8,18 @@ import pytest
 
 from benchmarks import picture, tables, write_up
 
-RIGHT = {"ms": 25.0, "ms_low": 24.0, "ms_high": 150.0, "setup_s": 0.25, "error": 0.004}
+RIGHT = {"rounds_ms": [[25.0], [24.0, 26.0]], "ms": 25.0, "ms_low": 24.0, "ms_high": 150.0, "setup_s": 0.25, "error": 0.004}
 ROWS = [
     {"model": "bert", "contestant": "eager-float32", "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
     | RIGHT
     | {"ms": 100.0},
     {"model": "bert", "contestant": "ipex-bfloat16", "failure": "illegal instruction"},
+    {"model": "bert", "contestant": "openvino-bfloat16", "speedup": 2.0, "speedup_low": 2.0, "speedup_high": 2.0}
+    | RIGHT
+    | {"rounds_ms": [[50.0], [40.0]]},
+    {"model": "bert", "contestant": "compile-bfloat16", "speedup": 9.0, "speedup_low": 9.0, "speedup_high": 9.0}
+    | RIGHT
+    | {"rounds_ms": [[1.0], [1.0]], "error": 0.7},
     {"model": "bert", "contestant": "ours-bfloat16", "speedup": 4.0, "speedup_low": 3.5, "speedup_high": 4.5} | RIGHT,
 ]
 
@@ -35,7 +41,7 @@ def test_write_up_says_what_the_runs_wrote(tmp_path):
     facts = {"cpus": 2, "features": ["AVX2"], "not_there": [], "memory_gb": 8, "python": "3.12"}
     facts |= {"torch": "2.13", "transformers": "5", "kernels": "twins"}
     agreement = {"first_equal": 1.0, "cosine": 0.99998, "holds": True}
-    demo_row = ROWS[2] | {"example": "classify_text", "way": "--dtype bfloat16", "agreement": agreement}
+    demo_row = ROWS[-1] | {"example": "classify_text", "way": "--dtype bfloat16", "agreement": agreement}
     kernel_row = {"dtype": "bfloat16", "rows": 4, "over_onednn": 1.25}
     family_row = {"family": "norm", "dtype": "float32", "rival": "torch's"}
     family_rows = [family_row | {"over": 2.0}, family_row | {"over": 0.5}]
@@ -49,7 +55,10 @@ def test_write_up_says_what_the_runs_wrote(tmp_path):
         path.write_text(json.dumps(written[name]))
     text = write_up.markdown(paths)
     assert "| `classify_text.py` | `--dtype bfloat16` | 25.0 | 4.00 (3.50–4.50) | 0.25 | 100% | 0.999980 |" in text
-    assert "| `ours-bfloat16` | 4.00 (3.50–4.50) |" in text and "| `ipex-bfloat16` | failed |" in text
+    assert "| model | eager-float32 | ipex-bfloat16 | openvino-bfloat16 | compile-bfloat16 | ours-bfloat16 |" in text
+    assert "| `bert` | 1.00 (1.00–1.00) | failed | 2.00 (2.00–2.00) | 9.00 (9.00–9.00) | 4.00 (3.50–4.50) |" in text
+    assert "| `bert` | – | – | openvino | 1.80 (1.60–2.00) |" in text  # torch.compile's answer is wrong, float32 not there
+    assert "| geometric mean |  | – |  | 1.80 |" in text
     assert "| bfloat16 | onednn | 1–4 | 1.25 | 1.25 |" in text
     assert "| norm | float32 | torch's | 2 | 1.00 | 0.50 |" in text
 
