@@ -91,7 +91,7 @@ def _against_best(report: Report) -> str:
         head += [f"best peer, {dtype}", "its time over ours (range)"]
         mean += ["", f"{means[dtype]:.2f}" if dtype in means else "–"]
         for model, row in rows.items():
-            row += cells.get((model, dtype), ("–", "–"))
+            row.extend(cells.get((model, dtype), ("–", "–")))
     return "### Against the best peer of the same dtype\n\n" + table(head, [*rows.values(), mean], texts=1)
 
 
