@@ -9,8 +9,8 @@
 
 namespace slipstream {
 
-enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid, relu6, hardswish, hardsigmoid };
-constexpr int32_t kPostOpCount = 10;
+enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid, relu6, hardswish, hardsigmoid, quick_gelu };
+constexpr int32_t kPostOpCount = static_cast<int32_t>(PostOp::quick_gelu) + 1;
 
 enum class ElementType : int32_t { float32, bfloat16 };
 

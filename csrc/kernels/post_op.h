@@ -15,6 +15,7 @@ SLIPSTREAM_INLINE Vec post_op(Vec v) {
   if constexpr (op == PostOp::relu6) return relu6(v);
   if constexpr (op == PostOp::hardswish) return v * relu6(v + 3.f) * (1.f / 6);
   if constexpr (op == PostOp::hardsigmoid) return relu6(v + 3.f) * (1.f / 6);
+  if constexpr (op == PostOp::quick_gelu) return v / (1.f + exp(v * -1.702f));
   return v;
 }
 
@@ -67,6 +68,7 @@ inline void with_post_op(PostOp op, const Work& work) {
     case PostOp::relu6: return work(PostOpTag<PostOp::relu6>{});
     case PostOp::hardswish: return work(PostOpTag<PostOp::hardswish>{});
     case PostOp::hardsigmoid: return work(PostOpTag<PostOp::hardsigmoid>{});
+    case PostOp::quick_gelu: return work(PostOpTag<PostOp::quick_gelu>{});
   }
 }
 

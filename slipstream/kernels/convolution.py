@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
-from slipstream.kernels.post_op import apply_post_op, code_of
+from slipstream.kernels.post_op import code_of, finished
 
 MOST_TAPS = 121
 """Largest kernel, 11 x 11: csrc/kernels/convolution.h's kMostTaps."""
@@ -107,9 +107,5 @@ def plain_convolution(
     """The twin, in plain torch; ``weight`` is unpacked, in the dtype that would be packed."""
     _, _, *numbers = packed.numbers
     stride, padding, dilation = numbers[0:2], numbers[2:4], numbers[4:6]
-    y = F.conv2d(x.to(weight.dtype), weight, None, stride, padding, dilation, packed.groups).float()
-    if bias is not None:
-        y = y + bias.reshape(-1, 1, 1)
-    if residual is not None:
-        y = y + residual.float()
-    return apply_post_op(y, post_op).to(x.dtype if out_dtype is None else out_dtype).contiguous()
+    y = F.conv2d(x.to(weight.dtype), weight, None, stride, padding, dilation, packed.groups)
+    return finished(y, bias, residual, post_op, x.dtype if out_dtype is None else out_dtype).contiguous()

@@ -18,7 +18,7 @@ from slipstream.kernels import native
 from slipstream.kernels.depthwise import channels_innermost
 from slipstream.kernels.linear import pack as pack_linear
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
-from slipstream.kernels.post_op import apply_post_op, code_of
+from slipstream.kernels.post_op import code_of, finished
 
 _DEPTH = 32
 """Multiple that a row of a bfloat16 kernel times its channels is filled up to: csrc/kernels/linear.h's kPackedDepth."""
@@ -125,12 +125,8 @@ def plain_convolution_last(
     """The twin: what `convolution_last` means, in plain torch."""
     stride, padding, dilation, behind = _pairs(packed)
     image = F.pad(x.to(packed.data.dtype), (padding[1], behind[1], padding[0], behind[0]))
-    y = F.conv2d(image, packed.data, None, stride, 0, dilation, packed.groups).float()
-    if bias is not None:
-        y = y + bias.float().reshape(-1, 1, 1)
-    if residual is not None:
-        y = y + residual.float()
-    y = apply_post_op(y, post_op).to(x.dtype if out_dtype is None else out_dtype)
+    y = F.conv2d(image, packed.data, None, stride, 0, dilation, packed.groups)
+    y = finished(y, bias, residual, post_op, x.dtype if out_dtype is None else out_dtype)
     return y.contiguous(memory_format=torch.channels_last)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
-from slipstream.kernels.post_op import apply_post_op, code_of
+from slipstream.kernels.post_op import code_of, finished
 from slipstream.kernels.transpose import to_channels_last
 
 MOST_TAPS = 121
@@ -120,9 +120,5 @@ def plain_depthwise(
     stride, padding, dilation, behind = numbers[0:2], numbers[2:4], numbers[4:6], numbers[6:8] or numbers[2:4]
     padded = F.pad(x.float(), (padding[1], behind[1], padding[0], behind[0]))
     y = F.conv2d(padded, weight, None, stride, 0, dilation, packed.channels)
-    if bias is not None:
-        y = y + bias.reshape(-1, 1, 1)
-    if residual is not None:
-        y = y + residual.float()
-    y = apply_post_op(y, post_op)
-    return y.to(x.dtype if out_dtype is None else out_dtype, memory_format=torch.channels_last)
+    y = finished(y, bias, residual, post_op, x.dtype if out_dtype is None else out_dtype)
+    return y.contiguous(memory_format=torch.channels_last)

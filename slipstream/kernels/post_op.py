@@ -10,10 +10,19 @@ from slipstream.errors import UsageError
 
 POST_OPS = (
     "none", "relu", "gelu_erf", "gelu_tanh", "silu", "tanh", "sigmoid", "relu6", "hardswish", "hardsigmoid",
+    "quick_gelu",
 )  # fmt: skip
 """In the order of csrc/kernels/linear.h's PostOp."""
 
 _CODES = {name: code for code, name in enumerate(POST_OPS)}
+
+
+def quick_gelu(y: torch.Tensor) -> torch.Tensor:
+    """y · σ(1.702 y): the GELU of CLIP (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    return y * torch.sigmoid(1.702 * y)
+
+
+quick_gelu.__module__ = "slipstream"
 
 
 def code_of(post_op: str) -> int:
@@ -22,6 +31,18 @@ def code_of(post_op: str) -> int:
     if code is None:
         raise UsageError.of("post_op", post_op, POST_OPS)
     return code
+
+
+def finished(
+    y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, post_op: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """post_op(y + bias + residual) as ``dtype``, y [N, C, H, W] being a convolution's sums: how its plain twins end."""
+    y = y.float()
+    if bias is not None:
+        y = y + bias.float().reshape(-1, 1, 1)
+    if residual is not None:
+        y = y + residual.float()
+    return apply_post_op(y, post_op).to(dtype)
 
 
 def apply_post_op(y: torch.Tensor, post_op: str) -> torch.Tensor:
@@ -47,4 +68,6 @@ def apply_post_op(y: torch.Tensor, post_op: str) -> torch.Tensor:
             return F.hardswish(y)
         case "hardsigmoid":
             return F.hardsigmoid(y)
+        case "quick_gelu":
+            return quick_gelu(y)
     raise UsageError.of("post_op", post_op, POST_OPS)

@@ -20,7 +20,7 @@ from slipstream.decision import Decision
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
-from slipstream.kernels.post_op import apply_post_op, code_of
+from slipstream.kernels.post_op import code_of, finished
 
 TILES = (2, 4)
 """Sides of a tile of outputs."""
@@ -161,10 +161,6 @@ def plain_convolution_3x3(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The twin: what `convolution_3x3` means, in plain torch."""
-    y = F.conv2d(x.to(packed.data.dtype), packed.data, None, 1, packed.padding).float()
-    if bias is not None:
-        y = y + bias.reshape(-1, 1, 1)
-    if residual is not None:
-        y = y + residual.float()
-    y = apply_post_op(y, post_op).to(x.dtype if out_dtype is None else out_dtype)
+    y = F.conv2d(x.to(packed.data.dtype), packed.data, None, 1, packed.padding)
+    y = finished(y, bias, residual, post_op, x.dtype if out_dtype is None else out_dtype)
     return y.contiguous(memory_format=torch.channels_last)

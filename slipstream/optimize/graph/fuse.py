@@ -8,6 +8,7 @@ reads is there.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from slipstream.kernels.post_op import POST_OPS
 from slipstream.optimize.graph.makers.attention import fuse_attention
 from slipstream.optimize.graph.makers.norm import fuse_layer_norm, fuse_rms_norm
 from slipstream.optimize.graph.makers.recurrent import fuse_recurrent
@@ -31,8 +33,9 @@ from slipstream.optimize.graph.operators.convolution import Convolution, Geometr
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.graph.operators.pooling import GlobalAverage, MaxPool
+from slipstream.optimize.pieces.followers import BY_POST_OP
 
-_ACTIVATIONS = {"relu", "relu6", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid"}
+_ACTIVATIONS = {"relu", "relu6", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "quick_gelu"}
 
 
 @dataclass
@@ -53,10 +56,10 @@ class Row:
     def next(self) -> fx.Node | None:
         return only_user(self.last)
 
-    def take_activation(self) -> None:
+    def take_activation(self, known: Collection[str] = POST_OPS) -> None:
         user = self.next()
         found = None if user is None else activation_of(user)
-        if user is not None and found is not None and self.post_op == "none":
+        if user is not None and found in known and found is not None and self.post_op == "none":
             self.nodes.append(user)
             self.post_op = found
 
@@ -163,7 +166,7 @@ def _fuse_convolution(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> i
     row = Row([node])
     _take_norm(row)
     row.residual = row.take("add")
-    row.take_activation()
+    row.take_activation(BY_POST_OP)
     operator = Convolution(product_for(node, product), dtype_of(row.last), geometry, row.post_op, row.epsilon)
     inputs = (source, row.residual, given["weight"], given.get("bias"), *row.norm)
     return replace_row(graph, row.nodes, operator, inputs)  # a pad that nobody reads any more goes with the dead code

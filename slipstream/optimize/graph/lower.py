@@ -17,6 +17,7 @@ from slipstream.optimize.graph.join import join
 from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
+from slipstream.optimize.graph.makers.written_out import read_written_out
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.constant import Constant
@@ -24,7 +25,6 @@ from slipstream.optimize.graph.operators.operator import PackedOperator, WeightO
 from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
 from slipstream.optimize.graph.simplify import simplify
-from slipstream.optimize.graph.written_out import read_written_out
 from slipstream.optimize.options import Options
 
 

@@ -17,9 +17,10 @@ from slipstream.optimize.graph.operators.operator import Operator, WeightOperato
 FOLLOWERS = frozenset(
     {
         "add", "sub", "mul", "neg", "abs", "maximum", "minimum", "clamp", "relu", "relu6", "gelu", "silu", "sigmoid", "tanh",
-        "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish", "cat", "concat", "stack", "where", "masked_fill",
-        "pad", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pixel_shuffle", "pixel_unshuffle", "mean", "clone",
+        "hardswish", "hardsigmoid", "hardtanh", "quick_gelu", "leaky_relu", "elu", "mish", "cat", "concat", "stack", "where",
+        "masked_fill", "pad", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pixel_shuffle", "pixel_unshuffle",
+        "mean", "clone",
     }
 )  # fmt: skip
 """What is as good in bfloat16 as its inputs are, and promotes as torch does."""

@@ -165,6 +165,7 @@ class Gates(nn.Module):
         lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
         lambda x: x * torch.sigmoid(x),
         lambda x: x * torch.sigmoid(1.702 * x),
+        lambda x: x * torch.sigmoid(1.6 * x),
         lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044 * torch.pow(x, 3.0)))),
     )
 

@@ -15,6 +15,7 @@ from slipstream.optimize.graph.nodes import arguments, name_of, tensor
 from slipstream.optimize.graph.operators.convolution import Geometry
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d, ConvolutionNd, Numbers
 from slipstream.optimize.graph.operators.operator import Operator
+from slipstream.optimize.pieces.followers import BY_POST_OP
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 RANKS = {"conv1d": 1, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
@@ -44,7 +45,7 @@ def _fuse(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
         product = torch.float32
     if flat:
         row.residual = row.take("add")
-    row.take_activation()
+    row.take_activation(BY_POST_OP)
     out = dtype_of(row.last)
     operator: Operator
     if flat:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds GELU and SiLU where scripts spell them out, in any of their forms, and puts torch's one function for them there.
+"""Finds GELU, its quick form and SiLU where scripts spell them out, in any way, and puts one function for them there.
 
 What tanh, erf or sigmoid is taken of, such as √(2/π) · (x + 0.044715 x³), is read as a polynomial of x, however it is
 written. In bfloat16 the roundings between the steps go.
@@ -13,16 +13,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
+from slipstream.kernels.post_op import quick_gelu
+from slipstream.optimize.graph.makers.replacing import replace_by
 from slipstream.optimize.graph.nodes import name_of, tensor
 
 Polynomial = dict[int, float]
 """Power → coefficient."""
 
 _ROOT = math.sqrt(2 / math.pi)
-_FORMS: dict[str, tuple[float, Polynomial, Any, dict[str, Any]]] = {
-    "sigmoid": (1.0, {1: 1.0}, F.silu, {}),
-    "tanh": (0.5, {1: _ROOT, 3: _ROOT * 0.044715}, F.gelu, {"approximate": "tanh"}),
-    "erf": (0.5, {1: 1 / math.sqrt(2)}, F.gelu, {}),
+_FORMS: dict[str, tuple[tuple[float, Polynomial, Any, dict[str, Any]], ...]] = {
+    "sigmoid": ((1.0, {1: 1.0}, F.silu, {}), (1.0, {1: 1.702}, quick_gelu, {})),
+    "tanh": ((0.5, {1: _ROOT, 3: _ROOT * 0.044715}, F.gelu, {"approximate": "tanh"}),),
+    "erf": ((0.5, {1: 1 / math.sqrt(2)}, F.gelu, {}),),
 }
 """What is in the gate → the coefficient of the product, the argument as a polynomial of x, and what that is."""
 
@@ -47,12 +49,12 @@ def _activation(graph: fx.Graph, node: fx.Node) -> None:
         if tensor(x) is None or tensor(gate) is None or tensor(x).shape != tensor(node).shape:  # type: ignore[union-attr]
             continue
         inner = gate if name_of(gate) == "sigmoid" else _beside_one(gate)
-        form = None if inner is None else _FORMS.get(name_of(inner))
-        if inner is None or form is None:
+        if inner is None:
             continue
-        wanted, polynomial, function, settings = form
-        if _is(coefficient, wanted) and _agree(_polynomial(next(iter(inner.args), None), x), polynomial):
-            return _put(graph, node, function, (x,), settings)
+        found = _polynomial(next(iter(inner.args), None), x)
+        for wanted, polynomial, function, settings in _FORMS.get(name_of(inner), ()):
+            if _is(coefficient, wanted) and _agree(found, polynomial):
+                return replace_by(graph, node, function, (x,), settings)
 
 
 def _factors(node: Any) -> tuple[float, list[fx.Node]]:
@@ -137,11 +139,3 @@ def _agree(found: Polynomial | None, wanted: Polynomial) -> bool:
 
 def _is(found: float, wanted: float) -> bool:
     return abs(found - wanted) <= _DIGITS * abs(wanted)
-
-
-def _put(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    with graph.inserting_before(node):
-        made = graph.call_function(function, args, kwargs)
-    made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)

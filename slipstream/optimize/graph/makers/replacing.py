@@ -35,6 +35,17 @@ def replace_row(
     return 1
 
 
+def replace_by(
+    graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> None:
+    """Let a call of one function stand for the node."""
+    with graph.inserting_before(node):
+        made = graph.call_function(function, args, kwargs)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
 def terms_of(node: fx.Node, *, promoted: bool = False) -> tuple[fx.Node, fx.Node] | None:
     """The operands of an add or mul, where both are tensors of the result's shape and dtype, or may be promoted to it."""
     given = arguments(node)

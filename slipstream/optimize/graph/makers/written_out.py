@@ -3,7 +3,7 @@
 
 RMS norms as transformers has them, and a linear whose result is cut into a gate and what it gates, which becomes two linears on
 parts of the weight, so that activation and product are fused with them. All in float32 or bfloat16 throughout: where dtypes
-change on the way, roundings are part of what the script says. Activations are `makers.gates`'.
+change on the way, roundings are part of what the script says. Activations are `gates`'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from slipstream.kernels.linear import PANEL
-from slipstream.optimize.graph.makers.replacing import are_given
+from slipstream.optimize.graph.makers.replacing import are_given, replace_by
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
 
 _GATES = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh"})
@@ -59,7 +59,7 @@ def _read_rms_norm(graph: fx.Graph, node: fx.Node) -> None:
         return
     if made.shape != have.shape[-1:] or made.dtype != have.dtype or _dtypes(scaled, weighted, mean) != {have.dtype}:
         return
-    _put(graph, weighted, F.rms_norm, (x, tuple(made.shape), weight, epsilon))
+    replace_by(graph, weighted, F.rms_norm, (x, tuple(made.shape), weight, epsilon))
 
 
 def _squared(node: Any) -> fx.Node | None:
@@ -115,11 +115,3 @@ def _number_and(node: Any, name: str) -> tuple[float | None, Any]:
 
 def _dtypes(*nodes: Any) -> set[torch.dtype | None]:
     return {None if (made := tensor(node)) is None else made.dtype for node in nodes}
-
-
-def _put(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    with graph.inserting_before(node):
-        new = graph.call_function(function, args, kwargs)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
