@@ -21,15 +21,13 @@ import torch.nn.functional as F
 from slipstream.kernels import (
     attention,
     convolution,
-    convolution_last,
-    depthwise,
     linear,
     linear_int8,
     norm,
     transpose,
-    winograd,
 )  # fmt: skip
 from slipstream.kernels.activation import activation
+from slipstream.kernels.channels_last import convolution_last, depthwise, winograd
 from slipstream.kernels.linear import best_held
 
 COLD_UP_TO_ROWS = 64  # weights of small batches come from memory, as for linear in kernels.py

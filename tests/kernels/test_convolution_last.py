@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.convolution_last import convolution_last, pack
+from slipstream.kernels.channels_last.convolution_last import convolution_last, pack
 from slipstream.kernels.post_op import POST_OPS, apply_post_op
 
 DTYPES = [torch.float32, torch.bfloat16]

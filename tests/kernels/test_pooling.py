@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.pooling import average_pool, global_average, max_pool
+from slipstream.kernels.channels_last.pooling import average_pool, global_average, max_pool
 
 DTYPES = [torch.float32, torch.bfloat16]
 CHECKS_OFF = [HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]

@@ -13,17 +13,14 @@ from slipstream.kernels import (
     activation,
     attention,
     convolution,
-    convolution_last,
-    depthwise,
     linear,
     linear_int8,
     native,
     norm,
-    pooling,
     recurrent,
     transpose,
-    winograd,
 )
+from slipstream.kernels.channels_last import convolution_last, depthwise, pooling, winograd
 
 THREADS, CALLS = 4, 10_000
 LOW, FULL = torch.bfloat16, torch.float32

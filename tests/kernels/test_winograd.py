@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
+from slipstream.kernels.channels_last.winograd import choice, convolution_3x3, pack
 from slipstream.kernels.linear import POST_OPS, apply_post_op
-from slipstream.kernels.winograd import choice, convolution_3x3, pack
 
 DTYPES = [torch.float32, torch.bfloat16]
 VARIANTS = [(torch.float32, 2), (torch.float32, 4), (torch.bfloat16, 2)]

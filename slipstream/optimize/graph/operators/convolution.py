@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from slipstream.decision import log
-from slipstream.kernels import convolution_last as direct_kernel
-from slipstream.kernels import depthwise as depthwise_kernel
 from slipstream.kernels import linear as linear_kernel
 from slipstream.kernels import native, transpose
-from slipstream.kernels import winograd as winograd_kernel
+from slipstream.kernels.channels_last import convolution_last as direct_kernel
+from slipstream.kernels.channels_last import depthwise as depthwise_kernel
+from slipstream.kernels.channels_last import winograd as winograd_kernel
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize import guards
 from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator

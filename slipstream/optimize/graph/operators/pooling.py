@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slipstream.kernels import pooling as kernel
+from slipstream.kernels.channels_last import pooling as kernel
 from slipstream.optimize.graph.operators.operator import Operator
 
 Pair = tuple[int, int]

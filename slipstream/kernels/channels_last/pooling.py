@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.depthwise import channels_innermost
+from slipstream.kernels.channels_last.depthwise import channels_innermost
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 
 Pair = tuple[int, int]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.depthwise import channels_innermost
+from slipstream.kernels.channels_last.depthwise import channels_innermost
 from slipstream.kernels.linear import pack as pack_linear
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
