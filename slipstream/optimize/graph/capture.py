@@ -20,6 +20,9 @@ from torch import fx, nn
 
 Locals = dict[str, Any]
 
+SETTINGS = {"skip_nnmodule_hook_guards": False, "specialize_float": True, "side_effect_replay_policy": "silent"}
+"""Dynamo's settings in a capture, as far as this version has them. Side effects are replayed; no text is written about each."""
+
 
 class CaptureRefused(Exception):
     """The forward is not one graph; the text says why, in one line."""
@@ -81,7 +84,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
         with (
             convert_frame.compile_lock,
             _in_silence(dynamo),
-            torch._dynamo.config.patch(allow_rnn=recurrent, skip_nnmodule_hook_guards=False, specialize_float=True),
+            torch._dynamo.config.patch(allow_rnn=recurrent, **_known_settings()),
             dynamo.get_metrics_context(),
             dynamo.dynamo_timed("fullgraph_capture"),
             set_enable_dynamic(dynamic),
@@ -108,16 +111,29 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
 
 @contextlib.contextmanager
 def _in_silence(dynamo: Any) -> Iterator[None]:
-    """Dynamo tells a script's author what it cannot capture; here nobody asked."""
-    logger, warn = logging.getLogger("torch._dynamo"), dynamo.warn_once
+    """Dynamo tells a script's author what it cannot capture, and from where each guard comes; here nobody asked, and the latter
+    is a tenth of a capture's time."""
+    from torch._dynamo import guards
+
+    logger, warn, origins = logging.getLogger("torch._dynamo"), dynamo.warn_once, guards.get_verbose_code_parts
     level = logger.level
     logger.setLevel(logging.ERROR)
     dynamo.warn_once = lambda *args, **kwargs: None
+    guards.get_verbose_code_parts = _bare
     try:
         yield
     finally:
         logger.setLevel(level)
-        dynamo.warn_once = warn
+        dynamo.warn_once, guards.get_verbose_code_parts = warn, origins
+
+
+def _bare(code_parts: str | list[str], *_: Any, **__: Any) -> list[str]:
+    """Guards' texts without the lines of source that they come from."""
+    return code_parts if isinstance(code_parts, list) else [code_parts]
+
+
+def _known_settings() -> dict[str, Any]:
+    return {name: value for name, value in SETTINGS.items() if hasattr(torch._dynamo.config, name)}
 
 
 def _first_line(error: Exception) -> str:

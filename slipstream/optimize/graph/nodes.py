@@ -92,6 +92,11 @@ def sizes_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(length if isinstance(length, int) else length.node.hint for length in value.shape)
 
 
+def strides_of(made: torch.Tensor) -> tuple[int, ...]:
+    """The strides that it had in the capture."""
+    return tuple(stride if isinstance(stride, int) else stride.node.hint for stride in made.stride())
+
+
 def is_float32(node: Any) -> bool:
     found = tensor(node)
     return found is not None and found.dtype == torch.float32

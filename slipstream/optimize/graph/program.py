@@ -122,6 +122,10 @@ class Race:
         self.seconds[way].append(time.perf_counter() - start)
         return result
 
+    def confirms(self, plain_s: float) -> bool:
+        """Whether a call by the fast way was faster than this, the best plain one from before the race."""
+        return any(seconds < plain_s for seconds in self.seconds[1])
+
     def speedup(self) -> float | None:
         """Of the best runs, once each way has had its rounds; None before."""
         if min(map(len, self.seconds)) < self.ROUNDS:

@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.nodes import name_of, tensor
+from slipstream.optimize.graph.nodes import name_of, strides_of, tensor
 from slipstream.optimize.graph.precision import VIEWS
 from slipstream.optimize.pieces import layouts
 
@@ -87,5 +87,5 @@ laid_out.__module__ = with_axes_in_order.__module__ = "slipstream"
 
 
 def _order(made: torch.Tensor) -> tuple[int, ...]:
-    strides = [stride if isinstance(stride, int) else stride.node.hint for stride in made.stride()]
+    strides = strides_of(made)
     return tuple(sorted(range(made.dim()), key=lambda axis: -strides[axis]))

@@ -23,6 +23,7 @@ from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race
 from slipstream.optimize.graph.schedule import schedule_of
+from slipstream.optimize.known_graphs import Known
 from slipstream.optimize.options import Options, set_up
 
 SLOT = "_compiled_call_impl"
@@ -51,6 +52,8 @@ class RootCall:
         self.inner = inner
         self.ways: tuple[Way, ...] = ()
         self.schedule = schedule_of(module, options.dtype, early=options.early)
+        self.known = Known(options)
+        self.plain_s: dict[Hashable, float] = {}
         self.capturing = False
         self.account = accounts.Account(type(module).__name__, "graph")
         function = function_of(module)
@@ -117,6 +120,14 @@ class RootCall:
         result = self._plain(module, args, kwargs)
         seconds = time.perf_counter() - start
         self._note_length(module, seconds)
+        sizes = bucket_of(args, kwargs)
+        self.plain_s[sizes] = min(seconds, self.plain_s.get(sizes, seconds))
+        if self.schedule.may_ask(seconds):
+            known = self.known.verdict(module, sizes)
+            if known is not None and not known.fast and not self.options.early:
+                self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
+                return result
+            self.schedule.known = known is not None
         self.schedule.note(seconds, shapes_of(args, kwargs))
         if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
             self._begin(module, args, kwargs)
@@ -165,21 +176,36 @@ class RootCall:
         if guards.speed.trusting:
             self._decide(way, sizes, guards.TRUST)
             return self._run(way, module, args, kwargs)
+        known = self.known.verdict(module, sizes)
+        if known is not None and not known.fast:
+            self._decide(way, sizes, known)
+            return self._plain(module, args, kwargs)
         race = way.races.setdefault(sizes, Race())
         which = race.next()
         if which:
             result = race.time(1, lambda: self._run(way, module, args, kwargs))
         else:
             result = race.time(0, lambda: self._plain(module, args, kwargs))
-        speedup = race.speedup()
-        if speedup is not None and sizes not in way.won:
-            self._decide(way, sizes, guards.Verdict(speedup > 1, speedup))
+        if sizes not in way.won:
+            self._judge(way, sizes, race, known)
         return result
+
+    def _judge(self, way: Way, sizes: Hashable, race: Race, known: guards.Verdict | None) -> None:
+        """Decide if enough is known: a win that an earlier process saw needs one graph's call that is faster than the best
+        without."""
+        speedup = race.speedup()
+        if speedup is not None:
+            verdict = guards.Verdict(speedup > 1, speedup)
+            self.known.keep(sizes, verdict, race.ROUNDS, min(race.seconds[0]))
+            self._decide(way, sizes, verdict)
+        elif known is not None and race.confirms(self.plain_s.get(sizes, 0.0)):
+            self._decide(way, sizes, known)
 
     def _decide(self, way: Way, sizes: Hashable, verdict: guards.Verdict) -> None:
         way.won[sizes] = verdict.fast
         way.races.pop(sizes, None)
         why = f"{way.program.lowered.operators} fused operators" if verdict.fast else "the layers one by one are faster here"
+        why += verdict.when()
         if verdict.fast:
             accounts.enter(self.what, self.account)
         log.note(self.what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=way.program.error)

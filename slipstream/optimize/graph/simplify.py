@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drops what computes nothing: dropout in inference, casts to the dtype that is there, copies into another layout.
 
-Layouts of intermediates are ours to choose; `results` gives outputs the strides that the script expects.
+Layouts of intermediates are ours to choose; `results` gives outputs the strides that the script expects. A copy whose layout
+the script is given stays.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.capture import CaptureRefused
-from slipstream.optimize.graph.nodes import arguments, name_of, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, strides_of, tensor
+from slipstream.optimize.graph.precision import VIEWS
 
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _CASTS = {"to", "float", "type_as", "type", "contiguous"}
@@ -45,10 +47,20 @@ def _simplify_cast(graph: fx.Graph, node: fx.Node) -> None:
     if source is None or made is None:
         return
     if made.dtype == source.dtype:
-        if made.device == source.device and not node.kwargs.get("copy"):
+        if made.device == source.device and not node.kwargs.get("copy") and not _lays_out_a_result(node, source, made):
             _pass_on(graph, node, node.args[0])
     elif name_of(node) in ("type_as", "to", "float"):  # a tensor to take the dtype from may have another by now
         node.target, node.args, node.kwargs = "to", (node.args[0], made.dtype), {}
+
+
+def _lays_out_a_result(node: fx.Node, source: torch.Tensor, made: torch.Tensor) -> bool:
+    """Whether it puts into another layout what the script is given, as it is or by views."""
+    return strides_of(source) != strides_of(made) and is_given_back(node)
+
+
+def is_given_back(node: fx.Node) -> bool:
+    """Whether the script is given this very memory."""
+    return any(user.op == "output" or (name_of(user) in VIEWS and is_given_back(user)) for user in node.users)
 
 
 def _pass_on(graph: fx.Graph, node: fx.Node, source: Any) -> None:

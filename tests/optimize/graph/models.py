@@ -296,7 +296,20 @@ class Volumes(nn.Module):
         return self.flat_norm(self.flat(x[:, :, 1])).relu(), x
 
 
+class Spans(nn.Module):
+    """Scores for the first and last token of an answer, as heads for question answering cut them out of one linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.scores = nn.Linear(64, 64), nn.Linear(64, 2)
+
+    def forward(self, x):
+        first, last = self.scores(self.body(x).relu()).split(1, dim=-1)
+        return first.squeeze(-1).contiguous(), last.squeeze(-1), last.transpose(0, 1).contiguous()[1:]
+
+
 CASES = {
+    "spans": lambda: (Spans().eval(), (torch.randn(2, 12, 64),)),
     "waves": lambda: (Waves().eval(), (torch.randn(2, 3, 41),)),
     "volumes": lambda: (Volumes().eval(), (torch.randn(2, 3, 6, 5, 7),)),
     "averaged": lambda: (Averaged().eval(), (torch.randn(2, 3, 16, 18),)),

@@ -42,12 +42,38 @@ def test_a_capture_waits_until_a_graph_would_have_saved_what_it_costs():
 def test_what_gains_more_is_captured_earlier():
     """Convolutions before linear layers, bfloat16 before float32, short calls of many layers before long ones."""
     waits = [
-        seconds_until_due(schedule_of(model, dtype, early=False), 0.1)
+        seconds_until_due(schedule_of(model, dtype, early=False), 0.02)
         for model in (convolutional(50), dense(50))
         for dtype in (torch.bfloat16, torch.float32)
     ]
-    assert waits[0] < waits[1] < waits[3] and waits[0] < waits[2] < waits[3]
+    assert waits[0] <= waits[1] < waits[2] < waits[3]
     assert seconds_until_due(Schedule(100, 0.05), 0.005) < seconds_until_due(Schedule(100, 0.05), 0.5)
+
+
+def test_where_a_graph_saves_a_third_a_script_has_to_last_for_a_part_of_the_cost_only():
+    much, less = Schedule(modules=100, share=schedule.MUCH), Schedule(modules=100, share=0.9 * schedule.MUCH)
+    call_until_due(much, 0.1)
+    assert much.seconds >= schedule.RISK * much.cost() > much.seconds - 0.1
+    assert much.saved() < much.cost()
+    call_until_due(less, 1.0)
+    assert less.saved() >= less.cost()
+    assert call_until_due(Schedule(modules=100, share=schedule.MUCH), 1.0) == schedule.CALLS
+
+
+def test_a_model_that_is_known_to_win_is_captured_at_its_second_call():
+    known = Schedule(modules=100, share=0.01, known=True)
+    assert call_until_due(known, 0.01) == schedule.KNOWN_CALLS
+    known.begin()
+    assert call_until_due(known, 0.01) == schedule.CALLS, "the first capture did not hold"
+    assert call_until_due(Schedule(modules=100, share=0.01, known=True), schedule.SMALL_S / 2, most=1000) is None
+
+
+def test_earlier_processes_are_not_asked_about_short_and_first_calls():
+    plan = Schedule(modules=1, share=0.1)
+    assert not plan.may_ask(1.0)
+    plan.note(1.0, ())
+    assert plan.may_ask(1.0)
+    assert not plan.may_ask(schedule.SMALL_S / 2)
 
 
 def test_whoever_knows_that_the_script_is_long_need_not_wait():

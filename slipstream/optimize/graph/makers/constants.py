@@ -17,6 +17,7 @@ from slipstream.optimize.graph.nodes import name_of, tensor, value
 from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.graph.precision import VIEWS
+from slipstream.optimize.graph.simplify import is_given_back
 
 MOST_BYTES = 16 << 20
 """A result may be larger than the weights that it comes from, up to this."""
@@ -74,7 +75,7 @@ def _is_plain(made: Any) -> bool:
 def _is_worth_it(node: fx.Node) -> bool:
     """Whether something is computed for it, nobody may write into it, and it is not too large to keep."""
     made = tensor(node)
-    if made is None or node.op == "placeholder" or isinstance(node.target, Constant) or _is_given_back(node):
+    if made is None or node.op == "placeholder" or isinstance(node.target, Constant) or is_given_back(node):
         return False
     if _bytes(node) > _bytes(_before_moves(node)):
         return False  # it repeats what can be kept
@@ -88,11 +89,6 @@ def _before_moves(node: fx.Node) -> fx.Node:
     while name_of(node) in _MOVES and node.args and isinstance(node.args[0], fx.Node) and tensor(node.args[0]) is not None:
         node = node.args[0]
     return node
-
-
-def _is_given_back(node: fx.Node) -> bool:
-    """Whether the script is given this very memory, and may write into it."""
-    return any(user.op == "output" or (name_of(user) in VIEWS and _is_given_back(user)) for user in node.users)
 
 
 def _bytes(node: Any) -> int:
