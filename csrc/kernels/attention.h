@@ -59,7 +59,7 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, int64_t 
   queries.k = call.depth;
   queries.x = {call.q.data, call.q.stride, call.q.type};
   queries.x.data = static_cast<const char*>(call.q.data) + head * call.q.head * (call.q.type == ElementType::float32 ? 4 : 2);
-  gather_rows(queries, begin, rows, q, b.x_stride, steps * depth);
+  gather_rows(queries, begin, rows, q, b.x_stride);
 
   RowState states[kStripRows];
   begin_rows(states, rows);

@@ -149,10 +149,13 @@ inline void linear_int8(const LinearInt8Call& call, const LinearPart& part, void
   const int64_t panel_bytes = panel_bytes_int8(linear.k);
   const uint8_t* columns = static_cast<const uint8_t*>(linear.weight) + panel_depth_bytes_int8(linear.k);
   for_each_block<Step::int8>(
-      part, linear.k, linear.weight, panel_bytes, x,
-      [&](int64_t row, int64_t rows, QuantizedX* to, int64_t stride, int64_t) {
-        for (int64_t i = 0; i < rows; ++i) scales[i] = quantize_row(call, row + i, to + i * stride, 64);
+      part, linear.k, linear.weight, panel_bytes,
+      [&](int64_t row, int64_t rows, int64_t stride) {
+        for (int64_t i = 0; i < rows; ++i) scales[i] = quantize_row(call, row + i, x + i * stride, 64);
+        return BlockOfX<Step::int8>{x, stride};
       },
+      [](int64_t, int64_t) {},
+      [](const QuantizedX*, int64_t, const uint8_t*, int64_t, int64_t, int64_t, int64_t) { return false; },
       [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {
         scale_back(sums, rows, scales + begin, columns + panel * panel_bytes);
         finish_tile(linear, sums, kPanelColumns, block + begin, rows, panel * kPanelColumns);

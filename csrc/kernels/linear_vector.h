@@ -55,36 +55,36 @@ template <Step step>
 constexpr int kRowsOf = step == Step::int8 && !kDotInt8 && kWidth < 16 ? 4 : kStripRows;
 
 // One step: sums[r][v] += x[r][k ...] * w[k ...][v]. w points at this step's kPanelColumns * depth elements.
-template <Step step, int rows>
-SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][kStripVectors],
+template <Step step, int rows, int vectors = kStripVectors>
+SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][vectors],
                                      const typename StepOf<step>::X* x, int64_t x_stride, const void* w) {
   if constexpr (step == Step::int8) {
-    WeightsInt8 weights[kStripVectors];
+    WeightsInt8 weights[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kStripVectors; ++v) weights[v] = load_int8(static_cast<const uint32_t*>(w) + v * kWidth);
+    for (int v = 0; v < vectors; ++v) weights[v] = load_int8(static_cast<const uint32_t*>(w) + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const FourOfX four = broadcast_four(x + r * x_stride);
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) sums[r][v] = dot_int8(sums[r][v], four, weights[v]);
+      for (int v = 0; v < vectors; ++v) sums[r][v] = dot_int8(sums[r][v], four, weights[v]);
     }
   } else if constexpr (step == Step::dot_bf16) {
 #ifdef SLIPSTREAM_DOT_BF16
-    VecU weights[kStripVectors];
-    for (int v = 0; v < kStripVectors; ++v) weights[v] = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
+    VecU weights[vectors];
+    for (int v = 0; v < vectors; ++v) weights[v] = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       uint32_t pair;
       __builtin_memcpy(&pair, x + r * x_stride, sizeof pair);
       const VecU pairs = pair - VecU{};
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
+      for (int v = 0; v < vectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
     }
 #endif
   } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both) {
-    Vec first[kStripVectors], second[kStripVectors];
+    Vec first[vectors], second[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kStripVectors; ++v) {
+    for (int v = 0; v < vectors; ++v) {
       const VecU pairs = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
       first[v] = reinterpret_cast<Vec>(pairs << 16);
       second[v] = reinterpret_cast<Vec>(pairs & 0xffff0000u);
@@ -103,19 +103,19 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][kS
         x1 = broadcast(x[r * x_stride + 1]);
       }
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) sums[r][v] += x0 * first[v];
+      for (int v = 0; v < vectors; ++v) sums[r][v] += x0 * first[v];
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) sums[r][v] += x1 * second[v];
+      for (int v = 0; v < vectors; ++v) sums[r][v] += x1 * second[v];
     }
   } else {
-    Vec weights[kStripVectors];
+    Vec weights[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kStripVectors; ++v) weights[v] = load(static_cast<const float*>(w) + v * kWidth);
+    for (int v = 0; v < vectors; ++v) weights[v] = load(static_cast<const float*>(w) + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Vec x0 = broadcast(x[r * x_stride]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) sums[r][v] += x0 * weights[v];
+      for (int v = 0; v < vectors; ++v) sums[r][v] += x0 * weights[v];
     }
   }
 }
@@ -197,24 +197,26 @@ template <Step step>
 constexpr Strip<step> kFewRowStrips[] = {strip<step, 1, panels_together(1)>, strip<step, 2, panels_together(2)>,
                                          strip<step, 3, panels_together(3)>};
 
-// Copies rows of x into scratch memory in the step's own type, zero-padded to `depth`.
+// Copies rows of x into scratch memory in the step's own type, zero-padded to a whole register.
 template <typename To>
-void gather_rows(const LinearCall& call, int64_t begin, int64_t rows, To* to, int64_t stride, int64_t depth) {
+void gather_rows(const LinearCall& call, int64_t begin, int64_t rows, To* to, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     To* line = to + i * stride;
     const int64_t from = (begin + i) * call.x.stride;
     int64_t k = 0;
     for (; k + kWidth <= call.k; k += kWidth) store(line + k, load_element(call.x.data, call.x.type, from + k));
-    if (k < call.k) {
-      const Vec rest = load_element_partly(call.x.data, call.x.type, from + k, call.k - k);
-      for (int64_t j = k; j < call.k; ++j) {
-        To lanes[kWidth];
-        store(lanes, rest);
-        line[j] = lanes[j - k];
-      }
-    }
-    for (k = call.k; k < depth; ++k) line[k] = To{};
+    if (k < call.k) store(line + k, load_element_partly(call.x.data, call.x.type, from + k, call.k - k));
   }
+}
+
+// Few panels repay no copy of x: rows that have the step's own type are read where they lie. Not where strips of them would
+// fall into a few sets of the first-level cache.
+constexpr int64_t kPanelsInPlace = 8;
+template <Step step>
+bool reads_in_place(const LinearCall& call, const LinearPart& part) {
+  constexpr ElementType own = sizeof(typename StepOf<step>::X) == 2 ? ElementType::bfloat16 : ElementType::float32;
+  return call.x.type == own && call.k % StepOf<step>::depth == 0 && part.panel_end - part.panel_begin <= kPanelsInPlace &&
+         call.x.stride * static_cast<int64_t>(sizeof(typename StepOf<step>::X)) % 2048 != 0;
 }
 
 // Rows in scratch memory start an odd number of cache lines apart: a power of two would put all rows of a strip into the same
@@ -242,38 +244,140 @@ size_t vector_scratch(const LinearCall& call, const LinearPart& part) {
   return static_cast<size_t>(rows * x_stride_of<step>(call.k)) * sizeof(typename StepOf<step>::X) + 64;
 }
 
-// Computes `part` by blocks of rows. gather(row, rows, x, stride, depth) copies a block of rows of x into scratch memory;
-// finish(sums, block, begin, rows, panel) takes the sums [rows][32] of a panel and of the rows from block + begin on, `block`
-// being the block's first row.
-template <Step step, typename Gather, typename Finish>
+// Rows of a block as strips read them.
+template <Step step>
+struct BlockOfX {
+  const typename StepOf<step>::X* rows;
+  int64_t stride;
+};
+
+// Asks for memory that the strip after this one will touch: a strip's own accesses go row by row, which the processor does not
+// foresee.
+SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int64_t row_bytes) {
+  const char* from = static_cast<const char*>(rows);
+  for (const char* p = from + begin * row_bytes; p < from + end * row_bytes; p += 64) __builtin_prefetch(p, 0, 2);
+}
+
+// Up to so many bytes of weights stay in the second-level cache beside y: then a strip runs over all panels before the next one
+// begins, which reads x once and writes rows of y whole.
+constexpr int64_t kWeightsBesideRows = 128 * 1024;
+
+// Computes `part` by blocks of rows. gather(row, rows, stride) gives a block of rows of x, in scratch memory at that stride or
+// where they lie; ahead(begin, end) is told of rows that come next; into(rows of x, stride, w, steps, row, rows, panel) writes
+// y from some rows and a panel, where it can; else finish(sums, block, begin, rows, panel) takes the sums [rows][32] of a panel
+// and of the rows from block + begin on, `block` being the block's first row.
+template <Step step, typename Gather, typename Ahead, typename Into, typename Finish>
 SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const void* weight, int64_t panel_bytes,
-                                      typename StepOf<step>::X* x, const Gather& gather, const Finish& finish) {
-  const int64_t stride = x_stride_of<step>(k);
+                                      const Gather& gather, const Ahead& ahead, const Into& into,
+                                      const Finish& finish) {
   const int64_t steps = (k + StepOf<step>::depth - 1) / StepOf<step>::depth;
   const int64_t block = block_rows_of<step>(k, part.m_end - part.m_begin);
   alignas(64) float sums[kStripRows * kPanelColumns];
   static_assert(kStripRows >= kFewRows * panels_together(2) && kStripRows >= panels_together(1), "sums hold several panels");
+  const uint8_t* weights = static_cast<const uint8_t*>(weight);
+  const bool by_rows = (part.panel_end - part.panel_begin) * panel_bytes <= kWeightsBesideRows;
 
   for (int64_t m = part.m_begin; m < part.m_end; m += block) {
     const int64_t rows = part.m_end - m < block ? part.m_end - m : block;
-    gather(m, rows, x, stride, steps * StepOf<step>::depth);
+    const BlockOfX<step> x = gather(m, rows, x_stride_of<step>(k));
     const int64_t strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>;
-    int64_t panel = part.panel_begin;
-    const uint8_t* w = static_cast<const uint8_t*>(weight) + panel * panel_bytes;
+    int64_t first = part.panel_begin;
     if (rows <= kFewRows) {
       const int together = panels_together(static_cast<int>(rows));
-      for (; panel + together <= part.panel_end; panel += together, w += together * panel_bytes) {
-        kFewRowStrips<step>[rows - 1](x, stride, w, panel_bytes, steps, sums);
-        for (int p = 0; p < together; ++p) finish(sums + p * rows * kPanelColumns, m, 0, rows, panel + p);
+      for (; first + together <= part.panel_end; first += together) {
+        kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums);
+        for (int p = 0; p < together; ++p) finish(sums + p * rows * kPanelColumns, m, 0, rows, first + p);
       }
     }
-    for (; panel < part.panel_end; ++panel, w += panel_bytes) {
-      for (int64_t s = 0; s < strips; ++s) {
-        const int64_t begin = rows * s / strips, end = rows * (s + 1) / strips;  // nearly equal strips: no short last one
-        Strips<step>::of[end - begin - 1](x + begin * stride, stride, w, panel_bytes, steps, sums);
-        finish(sums, m, begin, end - begin, panel);
+    const int64_t panels = part.panel_end - first;
+    for (int64_t i = 0; i < panels * strips; ++i) {
+      const int64_t s = by_rows ? i / panels : i % strips, panel = first + (by_rows ? i % panels : i / strips);
+      const int64_t begin = rows * s / strips, end = rows * (s + 1) / strips;  // nearly equal strips: no short last one
+      if (by_rows && panel == first && s + 1 < strips) ahead(m + end, m + rows * (s + 2) / strips);
+      const auto* at = x.rows + begin * x.stride;
+      const uint8_t* w = weights + panel * panel_bytes;
+      if (into(at, x.stride, w, steps, m + begin, end - begin, panel)) continue;
+      Strips<step>::of[end - begin - 1](at, x.stride, w, panel_bytes, steps, sums);
+      finish(sums, m, begin, end - begin, panel);
+    }
+  }
+}
+
+// The bounds on the value that a post-op is, where it is nothing else and the sums can go from registers into y.
+inline bool ends_in_bounds(const LinearCall& call, float& low, float& high) {
+  low = call.post_op == PostOp::none ? -__builtin_inff() : 0.f;
+  high = call.post_op == PostOp::relu6 ? 6.f : __builtin_inff();
+  const bool residual_fits = !call.residual.data || call.residual_first || call.post_op == PostOp::none;
+  return !call.multiplier.data && residual_fits &&
+         (call.post_op == PostOp::none || call.post_op == PostOp::relu || call.post_op == PostOp::relu6);
+}
+
+// y[row ...][column ...] of `rows` rows and `vectors` registers of columns, straight from registers.
+template <Step step, int rows, int vectors, typename Y>
+void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
+                int64_t row, int64_t column, float low_bound, float high_bound) {
+  typename StepOf<step>::Sum sums[rows][vectors] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, x_stride, w + s * kStepBytes);
+  }
+  const Vec low = broadcast(low_bound), high = broadcast(high_bound);
+  Y* y = static_cast<Y*>(call.y) + row * call.y_stride + column;
+  const int64_t beside = row * call.residual.stride + column;
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t left = call.n - column - v * kWidth, count = left < kWidth ? left : kWidth;
+    const bool whole = count == kWidth;
+    auto element = [&](const void* data, ElementType type, int64_t index) {
+      return whole ? load_element(data, type, index) : load_element_partly(data, type, index, count);
+    };
+    if (count <= 0) return;
+    if (call.bias) {
+      const Vec bias = element(call.bias, call.bias_type, column + v * kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) sums[r][v] += bias;
+    }
+    if (call.residual.data) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        sums[r][v] += element(call.residual.data, call.residual.type, beside + r * call.residual.stride + v * kWidth);
       }
     }
+    if (whole) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) store(y + r * call.y_stride + v * kWidth, at_most(at_least(sums[r][v], low), high));
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        store_first(y + r * call.y_stride + v * kWidth, count, at_most(at_least(sums[r][v], low), high));
+      }
+    }
+  }
+}
+
+template <Step step>
+using StripInto = void (*)(const LinearCall&, const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t,
+                           int64_t, float, float);
+
+template <Step step, int vectors, typename Y, int... rows>
+struct StripIntoTable {
+  static constexpr StripInto<step> of[] = {strip_into<step, rows, vectors, Y>...};
+};
+#if SLIPSTREAM_WIDTH == 16
+template <Step step, int vectors, typename Y>
+using StripsInto = StripIntoTable<step, vectors, Y, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#else
+template <Step step, int vectors, typename Y>
+using StripsInto = StripIntoTable<step, vectors, Y, 1, 2, 3, 4, 5, 6>;
+#endif
+
+// The columns of a panel that y has, strip by strip of them; one register of them where no more are left.
+template <Step step, typename Y>
+void panel_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
+                int64_t row, int64_t rows, int64_t panel, float low, float high) {
+  const int64_t begin = panel * kPanelColumns, columns = call.n - begin < kPanelColumns ? call.n - begin : kPanelColumns;
+  for (int64_t c = 0; c < columns; c += kStripColumns) {
+    const auto kernel = columns - c > kWidth ? StripsInto<step, 2, Y>::of[rows - 1] : StripsInto<step, 1, Y>::of[rows - 1];
+    kernel(call, x, x_stride, w + c * kColumnBytes, steps, row, begin + c, low, high);
   }
 }
 
@@ -281,9 +385,27 @@ template <Step step>
 void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch) {
   using X = typename StepOf<step>::X;
   const int64_t panel_bytes = panel_size(call.weight_type, call.k) * (call.weight_type == ElementType::float32 ? 4 : 2);
+  const bool in_place = reads_in_place<step>(call, part);
+  const int64_t x_bytes = call.x.stride * static_cast<int64_t>(sizeof(X));
+  const bool far = (part.m_end - part.m_begin) * x_bytes > kBlockBytes;
+  float low, high;
+  const bool bounded = ends_in_bounds(call, low, high) && call.k <= kMostSteps<step> * StepOf<step>::depth;
   for_each_block<step>(
-      part, call.k, call.weight, panel_bytes, static_cast<X*>(scratch),
-      [&](int64_t row, int64_t rows, X* x, int64_t stride, int64_t depth) { gather_rows(call, row, rows, x, stride, depth); },
+      part, call.k, call.weight, panel_bytes,
+      [&](int64_t row, int64_t rows, int64_t stride) {
+        if (in_place) return BlockOfX<step>{static_cast<const X*>(call.x.data) + row * call.x.stride, call.x.stride};
+        gather_rows(call, row, rows, static_cast<X*>(scratch), stride);
+        return BlockOfX<step>{static_cast<const X*>(scratch), stride};
+      },
+      [&](int64_t begin, int64_t end) {
+        if (in_place && far) ask_for(call.x.data, begin, end, x_bytes);
+      },
+      [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel) {
+        if (!bounded) return false;
+        const auto kernel = call.y_type == ElementType::float32 ? panel_into<step, float> : panel_into<step, uint16_t>;
+        kernel(call, x, stride, w, steps, row, rows, panel, low, high);
+        return true;
+      },
       [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {
         finish_tile(call, sums, kPanelColumns, block + begin, rows, panel * kPanelColumns);
       });

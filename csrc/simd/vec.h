@@ -72,17 +72,18 @@ SLIPSTREAM_INLINE Vec load(const uint16_t* p) {
 }
 
 // Rounds to nearest even; a NaN stays a NaN (its quiet bit is set, so that the cut cannot make it an infinity).
-SLIPSTREAM_INLINE void store(uint16_t* p, Vec v) {
+SLIPSTREAM_INLINE VecH rounded_to_bf16(Vec v) {
 #ifdef SLIPSTREAM_DOT_BF16  // one instruction; it takes denormals as zero, as the products do
-  *reinterpret_cast<VecHInMemory*>(p) = reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+  return reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
 #else
   const VecU bits = reinterpret_cast<VecU>(v);
   const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const VecU nan = (bits >> 16) | 0x40u;
-  const VecU chosen = reinterpret_cast<VecU>(v != v) ? nan : rounded;
-  *reinterpret_cast<VecHInMemory*>(p) = narrowed(chosen);
+  return narrowed(reinterpret_cast<VecU>(v != v) ? nan : rounded);
 #endif
 }
+
+SLIPSTREAM_INLINE void store(uint16_t* p, Vec v) { *reinterpret_cast<VecHInMemory*>(p) = rounded_to_bf16(v); }
 
 // The first `count` elements only; the other lanes are zero, and their memory is not touched.
 SLIPSTREAM_INLINE Vec load_first(const float* p, int64_t count) {
@@ -114,12 +115,10 @@ SLIPSTREAM_INLINE void store_first(float* p, int64_t count, Vec v) {
 }
 
 SLIPSTREAM_INLINE void store_first(uint16_t* p, int64_t count, Vec v) {
-  uint16_t halves[kWidth];
-  store(halves, v);
 #if SLIPSTREAM_WIDTH == 16
-  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1),
-                           reinterpret_cast<__m256i>(*reinterpret_cast<const VecHInMemory*>(halves)));
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m256i>(rounded_to_bf16(v)));
 #else
+  const VecH halves = rounded_to_bf16(v);
   for (int64_t i = 0; i < count; ++i) p[i] = halves[i];
 #endif
 }

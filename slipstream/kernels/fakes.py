@@ -115,6 +115,17 @@ def depthwise(
     return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
 
 
+def inverted_residual(
+    x: torch.Tensor, expand: torch.Tensor | None, expand_bias: torch.Tensor | None, expand_post_op: int, expand_bfloat16: bool,
+    depthwise: torch.Tensor, depthwise_bias: torch.Tensor | None, channels: int, numbers: list[int], depthwise_post_op: int,
+    depthwise_bfloat16: bool, project: torch.Tensor | None, project_bias: torch.Tensor | None, out_channels: int,
+    project_post_op: int, project_bfloat16: bool, residual: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    last, low = (channels, depthwise_bfloat16) if project is None else (out_channels, project_bfloat16)
+    size = (x.shape[0], last, *_image_size(x, numbers))
+    return torch.empty(size, dtype=_dtype(low), device=x.device, memory_format=torch.channels_last)
+
+
 def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool) -> torch.Tensor:
     out, ins, _, _ = weight.shape
     depth = (ins + 31) // 32 * 32 if bfloat16 else ins
@@ -168,6 +179,6 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
 
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
-    pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, pack_winograd, winograd, recurrent,
-    pooling,
+    pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
+    pack_winograd, winograd, recurrent, pooling,
 )  # fmt: skip

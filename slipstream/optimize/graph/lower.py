@@ -17,6 +17,7 @@ from slipstream.optimize.graph.join import join
 from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
+from slipstream.optimize.graph.makers.inverted_residual import fuse_inverted_residuals
 from slipstream.optimize.graph.makers.written_out import read_written_out
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
@@ -64,7 +65,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
-    operators -= join(graph)
+    operators -= join(graph) + fuse_inverted_residuals(graph)
     restore(graph, low)
     if folds and low:
         fold_constants(graph, _placeholders(graph, own))  # the casts to bfloat16 that have come
