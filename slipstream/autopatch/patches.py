@@ -37,6 +37,11 @@ PATCHES = (
         "slipstream.autopatch.patches:await_transformers",
         "slipstream.autopatch.import_hook:forget",
     ),
+    Patch(
+        "exported programs",
+        "slipstream.autopatch.patches:await_export",
+        "slipstream.autopatch.import_hook:forget",
+    ),
     Patch("attention", "slipstream.optimize.attention:install", "slipstream.optimize.attention:uninstall"),
 )
 
@@ -76,6 +81,11 @@ def apply_activated() -> None:
 def await_transformers(_: Settings) -> None:
     """transformers has a linear layer of its own, which is known as soon as it is imported."""
     import_hook.after("transformers.pytorch_utils", "slipstream.optimize.leaf_tier:know_transformers")
+
+
+def await_export(_: Settings) -> None:
+    """Modules of exported programs have a class that torch imports with the first of them."""
+    import_hook.after("torch.export._unlift", "slipstream.optimize.graph.torchscript.slot:know_exported")
 
 
 def _resolve(function: str) -> Any:

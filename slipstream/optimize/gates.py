@@ -72,19 +72,25 @@ def _check_trace(*args: Any, **kwargs: Any) -> Any:
 
 def module_is_plain(module: torch.nn.Module) -> bool:
     """No hook and no ``forward`` of its own on this one object, and no global hooks."""
+    return not (has_hooks(module) or "forward" in module.__dict__)
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether there are hooks on this one object, or global ones."""
     state: dict[str, Any] = module.__dict__
-    first, second, third, fourth = _global_hooks
-    return not (
+    return bool(
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        or "forward" in state
-        or first
-        or second
-        or third
-        or fourth
+        or has_global_hooks()
     )
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on all modules."""
+    first, second, third, fourth = _global_hooks
+    return bool(first or second or third or fourth)
 
 
 def why_not_plain(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ there and matters to the speed (the number of heads, say) makes a wrong belief, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -41,10 +41,11 @@ def _description(module: nn.Module) -> tuple[Any, ...]:
 
 
 class Known:
-    """Of one model's graph, by its inputs' sizes."""
+    """Of one model's graph, by its inputs' sizes. ``name`` tells models apart."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, name: Callable[[nn.Module], str | None] = fingerprint) -> None:
         self.options = options
+        self._name = name
         self._model: str | None = None
         self._verdicts: dict[Hashable, guards.Verdict | None] = {}
 
@@ -68,7 +69,7 @@ class Known:
         if memory is None or guards.speed.trusting:
             return None
         with set_up.timed():
-            self._model = self._model or fingerprint(model)
+            self._model = self._model or self._name(model)
             choice = None if self._model is None else memory.recall(self._for_later(question))
         return None if choice is None else guards.Verdict(choice.way == choices.OURS, choice.speedup_x, earlier=True)
 

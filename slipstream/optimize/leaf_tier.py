@@ -23,6 +23,7 @@ from slipstream.optimize import choices, dynamo, gates, guards, names, packs
 from slipstream.optimize.allowance import SHARE
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.graph import tier
+from slipstream.optimize.graph.torchscript import slot
 from slipstream.optimize.options import Options, compute_dtype, forget_what_was_said, say_once, set_up
 from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
@@ -88,6 +89,7 @@ def install(settings: Any) -> None:
     early = settings.early_graphs or settings.at_once
     options = Options(compute_dtype(settings), settings.low_memory, settings.decides_only, settings.graph_mode, early)
     _everywhere[:] = [options]
+    slot.cover_all(options)
     open_slots()
     decision.log.note("native kernels", native.available(), native.reason())
 
@@ -106,6 +108,7 @@ def uninstall() -> None:
     set_up.allowance.share = SHARE
     let_all_go()
     tier.let_go()
+    slot.let_go()
     forget_what_was_said()
     _pieces.clear()
 
@@ -116,6 +119,7 @@ def open_slots() -> None:
     packs.watch_data()
     gates.stand_aside_in_trace_checks()
     dynamo.leave_our_frames_alone()
+    slot.open_slots()
     for leaf in PIECES:
         if SLOT not in leaf.__dict__:
             setattr(leaf, SLOT, _Slot())

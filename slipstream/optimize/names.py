@@ -86,7 +86,7 @@ def outermost(module: nn.Module) -> nn.Module:
 
 
 def _index(root: nn.Module, label: str | None) -> tuple[weakref.ref[nn.Module], str, dict[int, str]]:
-    kind = type(root).__name__
+    kind = str(getattr(root, "original_name", "")) or type(root).__name__  # of what a ScriptModule was made from
     if label is None:
         _roots[kind] += 1
         label = kind if _roots[kind] == 1 else f"{kind}#{_roots[kind]}"

@@ -10,8 +10,9 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.errors import UsageError
-from slipstream.optimize import leaf_tier
+from slipstream.optimize import leaf_tier, names
 from slipstream.optimize.graph import tier
+from slipstream.optimize.graph.torchscript import slot
 from slipstream.optimize.options import Options
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -38,11 +39,14 @@ def optimize_model(
         raise UsageError.of("dtype", dtype, (*DTYPES, None))
     target = model if inplace else copy.deepcopy(model)
     kind = type(target).__name__
-    if isinstance(target, torch.jit.ScriptModule):
-        log.note(kind, False, "a ScriptModule runs on torch's own interpreter and is left as it is")
-        return target
     leaf_tier.open_slots()
     options = Options(dtype or torch.float32, graph=graph)
+    if slot.is_graph(target):
+        slot.notice(target, names.of(target), options)
+        log.note(kind, graph, "it has no layers of Python, only a graph")
+        return target
+    if graph:
+        slot.cover_copies_of(target, options)
     pieces = [leaf_tier.adopt(module, f"{kind}.{name}", options) for name, module in target.named_modules()]
     found = sum(piece is not None for piece in pieces)
     tier.notice(target, kind, options, pieces[0])  # the first of the modules is the model itself

@@ -164,7 +164,7 @@ def _retire(life: Life, numbers: list[int]) -> None:
             del _short_lived[life.kind]
 
 
-def _spoil(parameter: Parameter) -> None:
+def spoil(parameter: torch.Tensor) -> None:
     """No pack made from this parameter may be used again, nor one that is just being made.
 
     They are forgotten here, so that the second of many steps of an optimizer finds nothing to do.
@@ -206,13 +206,13 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in _by_tensor:
-                    _spoil(parameter)
+                    spoil(parameter)
 
 
 def _read_data(parameter: Parameter) -> torch.Tensor:
     alias: torch.Tensor = _DATA.__get__(parameter)
     number = id(parameter)
-    _spoil(parameter)
+    spoil(parameter)
 
     def gone(ref: weakref.ref[torch.Tensor]) -> None:
         if _aliases.get(number) is ref:
@@ -224,5 +224,5 @@ def _read_data(parameter: Parameter) -> torch.Tensor:
 
 
 def _write_data(parameter: Parameter, value: torch.Tensor) -> None:
-    _spoil(parameter)
+    spoil(parameter)
     _DATA.__set__(parameter, value)

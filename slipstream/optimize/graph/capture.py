@@ -34,7 +34,8 @@ class Capture:
 
     ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders; ``own`` are the numbers of
     those that are the model's parameters and buffers. ``wrap`` makes, of a function with the graph's inputs and outputs,
-    one with forward's arguments and result.
+    one with forward's arguments and result. ``original``, a function of the graph's inputs, is what answers are compared
+    with; by default the graph itself.
     """
 
     graph: fx.GraphModule
@@ -42,6 +43,7 @@ class Capture:
     own: frozenset[int]
     holds: Callable[[Locals], bool]
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    original: Callable[..., Any] | None = None
 
 
 def function_of(module: nn.Module) -> types.FunctionType | None:

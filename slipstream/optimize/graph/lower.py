@@ -14,6 +14,7 @@ from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
+from slipstream.optimize.graph.makers.aten import speak_torch
 from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
@@ -51,6 +52,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
     """
     dtype = options.dtype
     pure = _copy(captured.graph)
+    speak_torch(pure)
     make_pure(pure)
     regions = remember_regions(pure)
     reference = fx.GraphModule(captured, pure)

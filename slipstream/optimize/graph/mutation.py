@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.capture import CaptureRefused
-from slipstream.optimize.graph.nodes import name_of, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, tensor
 
 _OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -58,6 +58,8 @@ def make_pure(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if name_of(node) in RANDOM:
             raise CaptureRefused(f"{name_of(node)} draws random numbers")
+        if name_of(node) == "batch_norm" and _is_training(arguments(node) or {}):
+            raise CaptureRefused("batch_norm changes its statistics")
         if "out" in node.kwargs:
             raise CaptureRefused(f"{name_of(node)} writes into a given tensor")
         if node.op == "call_function" and node.target in _OPERATORS:
@@ -71,6 +73,10 @@ def make_pure(graph: fx.Graph) -> None:
             _take_over(graph, node)
         elif _writes(node):
             raise CaptureRefused(f"{name_of(node)} changes a tensor in place")
+
+
+def _is_training(given: dict[str, Any]) -> bool:
+    return given.get("training", False) is not False and given.get("running_mean") is not None
 
 
 def _is_in_place_function(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
@@ -62,6 +63,8 @@ def name_of(node: Any) -> str:
         return str(node.target)
     if node.op != "call_function":
         return ""
+    if isinstance(node.target, OpOverload):
+        return node.target._opname
     known = _NAMES.get(node.target)  # type: ignore[arg-type]
     return known if known is not None else str(getattr(node.target, "__name__", node.target))
 

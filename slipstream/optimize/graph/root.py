@@ -22,7 +22,7 @@ from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race
-from slipstream.optimize.graph.schedule import schedule_of
+from slipstream.optimize.graph.schedule import Schedule, schedule_of
 from slipstream.optimize.known_graphs import Known
 from slipstream.optimize.options import Options, set_up
 
@@ -51,24 +51,43 @@ class RootCall:
         self.options = options
         self.inner = inner
         self.ways: tuple[Way, ...] = ()
-        self.schedule = schedule_of(module, options.dtype, early=options.early)
-        self.known = Known(options)
+        self.arguments = self._signature(module)
+        self.schedule = self._schedule(module)
+        self.known = self._known()
         self.plain_s: dict[Hashable, float] = {}
         self.capturing = False
         self.account = accounts.Account(type(module).__name__, "graph")
+
+    def _signature(self, module: nn.Module) -> Any:
+        """What binds arguments for the guards; None where no call can be captured."""
         function = function_of(module)
-        self.arguments = None if function is None else Arguments(function)
+        return None if function is None else Arguments(function)
+
+    def _schedule(self, module: nn.Module) -> Schedule:
+        return schedule_of(module, self.options.dtype, early=self.options.early)
+
+    def _known(self) -> Known:
+        return Known(self.options)
+
+    def _stands_aside(self, module: nn.Module) -> bool:
+        """Whether this call is not one in inference of a module without hooks."""
+        return module.training or torch.is_grad_enabled() or not gates.module_is_plain(module)
+
+    def _captured(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
+        return capture(module, args, kwargs, dynamic=dynamic)
+
+    def __reduce__(self) -> Any:
+        """What copies and pickles a module's dictionary as it stands, as graphs of torch.fx do, finds nothing here."""
+        return type(None), ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module()
         assert module is not None  # it is being called
         if (
             self.arguments is None
-            or module.training
-            or torch.is_grad_enabled()
+            or self._stands_aside(module)
             or _frame_callback() is not None  # the script's own torch.compile is at work
             or not gates.call_is_plain()
-            or not gates.module_is_plain(module)
         ):
             return self._stand_aside(module, args, kwargs)
         way = self._way_for(module, args, kwargs) if self.ways else None
@@ -151,9 +170,10 @@ class RootCall:
         start, precision = time.perf_counter(), asked_precision()
         try:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
-                captured = capture(module, args, kwargs, dynamic=dynamic)
+                captured = self._captured(module, args, kwargs, dynamic=dynamic)
                 with background.one_thread():
                     program = Program(lower(captured.graph, captured.inputs, self.options, captured.own))
+            program.reference = captured.original or program.reference
             self.ways = (Way(captured, program), *self.ways)
             operators = program.lowered.operators
             self._note(False, f"captured with {operators} fused operators, being tried", time.perf_counter() - start)
