@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ SLOT = "_compiled_call_impl"
 
 _everywhere: list[Options] = []
 _asked: dict[int, tuple[StorageWeakRef, Options]] = {}
+_asked_values: dict[Hashable, Options] = {}
 _answering: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
 
@@ -66,13 +68,18 @@ def cover_all(options: Options) -> None:
 
 
 def cover_copies_of(model: nn.Module, options: Options) -> None:
-    """What is traced or scripted from this model holds the same weights in the same memory, also once it is frozen."""
+    """What is traced or scripted from this model holds the same weights in the same memory, also once it is frozen.
+
+    What is traced in a region of autocast holds them rounded.
+    """
     for number in [number for number, (storage, _) in _asked.items() if storage.expired()]:
         del _asked[number]
     for weight in model.parameters():
         if weight.is_cpu and weight.layout is torch.strided:
             storage = StorageWeakRef(weight.untyped_storage())
             _asked[storage.cdata] = storage, options
+            if weight.dim() > 1:
+                _asked_values[_likeness(weight)] = options
 
 
 def let_go() -> None:
@@ -85,6 +92,7 @@ def let_go() -> None:
             del module.__dict__[SLOT]
     _everywhere.clear()
     _asked.clear()
+    _asked_values.clear()
     _answering.clear()
 
 
@@ -141,4 +149,12 @@ def _asked_for(module: nn.Module) -> Options | None:
             found = _asked.get(weight.untyped_storage()._cdata)
             if found is not None:
                 return found[1]
+            if weight.dtype is torch.bfloat16 and weight.dim() > 1 and _likeness(weight) in _asked_values:
+                return _asked_values[_likeness(weight)]
     return None
+
+
+def _likeness(weight: torch.Tensor) -> Hashable:
+    """Its shape and a few of its values, as autocast rounds them."""
+    some = weight.detach()[(0,) * (weight.dim() - 1)][:8] if weight.numel() else weight.detach().reshape(-1)
+    return tuple(weight.shape), tuple(some.bfloat16().tolist())
