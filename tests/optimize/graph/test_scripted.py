@@ -428,3 +428,13 @@ def test_statistics_that_a_trace_keeps_up_to_date_are_torchscripts(at_once):
     call = settle(module, x)
     assert not call.ways
     assert int(getattr(module, "1").num_batches_tracked) == 6  # one was in the trace
+
+
+def test_frozen_modules_of_other_architectures_are_told_apart():
+    """They have no parts and no parameters: what is kept of races for later processes goes by their graphs."""
+    from slipstream.optimize.graph.torchscript.call import _fingerprint
+
+    x = torch.randn(4, 64)
+    first, second = (made("frozen", Plain().eval(), x) for _ in range(2))
+    other = made("frozen", nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)).eval(), x)
+    assert _fingerprint(first) == _fingerprint(second) != _fingerprint(other)
