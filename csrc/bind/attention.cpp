@@ -43,7 +43,7 @@ Mask as_mask(const std::optional<Tensor>& mask, const Tensor& q, const Tensor& k
 
 // q [b, h, l, d], k [b, g, s, d], v [b, g, s, e], h a multiple of g -> y [b, h, l, e], whose memory is [b, l, h, e].
 Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std::optional<Tensor> mask_in, bool causal,
-                 double scale, bool bfloat16, bool bfloat16_out, double softcap, int64_t window) {
+                 double scale, bool bfloat16, bool bfloat16_out, double softcap, int64_t window, double unseen) {
   check(q_in, "query");
   check(k_in, "key");
   check(v_in, "value");
@@ -72,6 +72,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   whole.scale = static_cast<float>(scale);
   whole.softcap = static_cast<float>(softcap);
   whole.causal = causal;
+  whole.unseen = static_cast<float>(unseen);
   whole.window = window < whole.queries + whole.keys ? window : 0;
   whole.bfloat16 = bfloat16;
   whole.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
@@ -119,7 +120,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float scale, bool bfloat16, "
-      "bool bfloat16_out, float softcap=0., int window=0) -> Tensor");
+      "bool bfloat16_out, float softcap=0., int window=0, float unseen=0.) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -10,6 +10,7 @@
 #include "../kernels/pooling_call.h"
 #include "../kernels/norm_call.h"
 #include "../kernels/recurrent_call.h"
+#include "../kernels/relative_scores_call.h"
 #include "../kernels/winograd_call.h"
 
 namespace slipstream {
@@ -26,6 +27,8 @@ struct KernelTable {
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);
   size_t (*attention_scratch)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
+  size_t (*relative_scores_scratch)(const RelativeScoresCall& call);
+  void (*relative_scores)(const RelativeScoresCall& call, void* scratch);
   void (*gather_image)(const ConvolutionCall& call, int64_t begin, int64_t end, void* image);
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
   size_t (*convolution_last_scratch)(const ConvolutionLastCall& call, const LinearPart& part);  // channels last

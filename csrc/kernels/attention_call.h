@@ -25,6 +25,7 @@ struct AttentionCall {
   float scale = 1;
   float softcap = 0;                  // scores become softcap * tanh(score / softcap) before the mask; 0: they do not
   bool causal = false;                // query i sees keys 0 ... i
+  float unseen = 0;                   // what a row becomes that sees no key
   int64_t window = 0;                 // query i sees keys less than so far from i, on both sides; 0: however far
   const void* mask = nullptr;         // [heads][queries, keys]: true or 0 where a key is seen
   MaskType mask_type = MaskType::none;

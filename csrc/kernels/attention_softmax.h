@@ -189,8 +189,7 @@ SLIPSTREAM_INLINE float weigh_row(const AttentionCall& call, int64_t head, int64
 inline void finish_rows(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, const float* sums,
                         int64_t panel_rows, const RowState* states) {
   for (int64_t r = 0; r < rows; ++r) {
-    // A row that saw no key is zero, as in torch.
-    const float sum = sum_of_lanes(states[r].sum)[0], factor = sum == 0 ? 0.f : 1.f / sum;
+    const float sum = sum_of_lanes(states[r].sum)[0], factor = sum == 0 ? call.unseen : 1.f / sum;
     for (int64_t c = 0; c < call.value_depth; c += kWidth) {
       const int64_t count = call.value_depth - c < kWidth ? call.value_depth - c : kWidth;
       const float* from = sums + (c / kPanelColumns * panel_rows + r) * kPanelColumns + c % kPanelColumns;

@@ -10,6 +10,7 @@
 #include "linear_int8.h"
 #include "attention_softmax.h"
 #include "attention.h"
+#include "relative_scores.h"
 #include "recurrent.h"
 #include "convolution.h"
 #include "convolution_last_image.h"
@@ -32,6 +33,8 @@ constexpr KernelTable every_kernel() {
   table.norm = norm;
   table.attention_scratch = attention_scratch;
   table.attention = attention;
+  table.relative_scores_scratch = relative_scores_scratch;
+  table.relative_scores = relative_scores;
   table.gather_image = gather_image;
   table.convolution = convolution;
   table.convolution_last_scratch = convolution_last_scratch;

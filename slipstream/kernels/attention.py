@@ -20,7 +20,7 @@ from slipstream.kernels.operands import check_dtypes, refuse_gradients
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, *, causal: bool = False,
     scale: float | None = None, softcap: float | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-    out_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None, unseen: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     """y [B, H, L, E] of query [B, H, L, D], key [B, G, S, D], value [B, G, S, E]; H is a multiple of G (grouped queries).
 
@@ -28,7 +28,8 @@ def attention(
     to the scores (ALiBi's biases are one of [H, L, S]). ``causal``: query i sees keys 0 to i. ``window``: query i sees keys
     less than so many places from i, on both sides; blocks of keys outside cost nothing (Longformer, arXiv 2004.05150).
     ``scale`` is 1/√D by default. ``softcap``: scores become softcap · tanh(score / softcap), before the mask (Gemma 2,
-    arXiv 2408.00118). ``dtype`` is what is multiplied, ``out_dtype`` the result's; both are query's dtype by default. Any
+    arXiv 2408.00118). ``dtype`` is what is multiplied, ``out_dtype`` the result's; both are query's dtype by default.
+    ``unseen`` is what a row becomes that may see no key: 0 as in torch's function, NaN where a softmax is written out. Any
     strides; y's memory is [B, L, H, E], as torch's own kernel gives it.
     Raises UsageError for a dtype that is not float32 or bfloat16 and for a softcap or window that is not positive, RuntimeError
     where a gradient would have to be recorded.
@@ -46,20 +47,20 @@ def attention(
     if not native.available():
         return plain_attention(
             query, key, value, mask, causal=causal, scale=scale, softcap=softcap, window=window, dtype=dtype,
-            out_dtype=out_dtype,
+            out_dtype=out_dtype, unseen=unseen,
         )  # fmt: skip
     if mask is not None:
         mask = mask.expand(*query.shape[:3], key.shape[2])
     return torch.ops.slipstream.attention.default(
         query, key, value, mask, causal, scale, dtype is torch.bfloat16, out_dtype is torch.bfloat16,
-        softcap or 0.0, window or 0,
+        softcap or 0.0, window or 0, unseen,
     )  # fmt: skip
 
 
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, *, causal: bool = False,
     scale: float | None = None, softcap: float | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-    out_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None, unseen: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     """The twin: torch's own operator on cast inputs, or softmax between two products where scores are capped.
 
@@ -79,8 +80,13 @@ def plain_attention(
             seen = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
         mask, causal = seen, False
     if softcap is not None:
-        return _capped(query, key, value, mask, scale, softcap).to(out_dtype)
-    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=True).to(out_dtype)
+        made = _capped(query, key, value, mask, scale, softcap)
+    else:
+        made = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=True)
+    if unseen and mask is not None:
+        seen = mask if mask.dtype is torch.bool else mask != -math.inf
+        made = made.masked_fill(~seen.any(-1, keepdim=True), unseen)
+    return made.to(out_dtype)
 
 
 def _seen(queries: int, keys: int, causal: bool, window: int | None) -> torch.Tensor:

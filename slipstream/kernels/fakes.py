@@ -70,11 +70,18 @@ def transpose(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
 
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float,
-    bfloat16: bool, bfloat16_out: bool, softcap: float = 0.0, window: int = 0,
+    bfloat16: bool, bfloat16_out: bool, softcap: float = 0.0, window: int = 0, unseen: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     batch, heads, length, _ = query.shape
     dtype = _dtype(bfloat16_out)
     return query.new_empty(batch, length, heads, value.shape[3], dtype=dtype).transpose(1, 2)
+
+
+def relative_scores(
+    query: torch.Tensor, key: torch.Tensor, query_table: torch.Tensor | None, query_index: torch.Tensor | None,
+    query_scale: float, key_table: torch.Tensor | None, key_index: torch.Tensor | None, key_scale: float, bfloat16: bool,
+) -> torch.Tensor:  # fmt: skip
+    return query.new_empty((*query.shape[:3], key.shape[2]), dtype=torch.float32)
 
 
 def pack_convolution(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
@@ -178,7 +185,7 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
 
 
 FAKES = (
-    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention,
+    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention, relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
     pack_winograd, winograd, recurrent, pooling,
 )  # fmt: skip

@@ -19,7 +19,9 @@ from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
 from slipstream.optimize.graph.makers.inverted_residual import fuse_inverted_residuals
+from slipstream.optimize.graph.makers.share import share
 from slipstream.optimize.graph.makers.written_out import read_written_out
+from slipstream.optimize.graph.makers.written_out_attention import read_attention
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.constant import Constant
@@ -63,14 +65,16 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
         fold_constants(graph, _placeholders(graph, own))
     read_gates(graph)
     read_written_out(graph)
-    operators = fuse_convolutions(graph, dtype) + fuse(graph, dtype)
+    operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
+    if not regions:
+        share(graph)
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
     operators -= join(graph) + fuse_inverted_residuals(graph)
     restore(graph, low)
-    if folds and low:
-        fold_constants(graph, _placeholders(graph, own))  # the casts to bfloat16 that have come
+    if folds:
+        fold_constants(graph, _placeholders(graph, own))  # casts and tables that have come
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)

@@ -32,6 +32,8 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "gelu": ("input", "approximate"),
+    "softmax": ("input", "dim", "_stacklevel", "dtype"),
+    "gather": ("input", "dim", "index", "sparse_grad"),
     "hardtanh": ("input", "min_val", "max_val", "inplace"),
     "scaled_dot_product_attention": (
         "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa",

@@ -96,6 +96,8 @@ def _reaches_output(view: fx.Node) -> bool:
 
 def _keeps_float32(node: fx.Node, low: set[fx.Node]) -> bool:
     """A sum with a float32 tensor, such as the residual stream of a transformer, stays float32, as promotion has it."""
+    if node.target.gives_float32:  # type: ignore[union-attr]
+        return True
     residual = node.args[1] if isinstance(node.target, WeightOperator) else None
     return isinstance(residual, fx.Node) and is_float32(residual) and residual not in low
 

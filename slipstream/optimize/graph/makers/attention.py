@@ -26,15 +26,15 @@ def fuse_attention(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     if mask is not None and (hidden is None or hidden.dtype not in (torch.bool, *DTYPES)):
         return 0
     if isinstance(mask, fx.Node) and hidden is not None and hidden.dtype is torch.bool:
-        mask = _mask_or_none(graph, mask)
+        mask = mask_or_none(graph, mask)
     operator = Attention(product_for(node, product), dtype_of(node), causal=causal, scale=scale)
-    shared = [_before_repeating(value) for value in inputs[1:]]
+    shared = [before_repeating(value) for value in inputs[1:]]
     if len({tensor(value).shape[1] for value in shared}) == 1:  # type: ignore[union-attr]
         inputs = inputs[0], shared[0], shared[1]
     return replace_row(graph, [node], operator, (*inputs, mask))
 
 
-def _before_repeating(heads: fx.Node) -> fx.Node:
+def before_repeating(heads: fx.Node) -> fx.Node:
     """The [B, G, L, D] of which `heads` has each head several times in a row, as transformers' `repeat_kv` does it."""
     steps = [heads]
     for name in ("reshape", "expand"):
@@ -56,7 +56,7 @@ def _before_repeating(heads: fx.Node) -> fx.Node:
     return source if made.shape[0] == batch and made.shape[2:] == (length, depth) else heads  # type: ignore[return-value]
 
 
-def _mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
+def mask_or_none(graph: fx.Graph, mask: fx.Node) -> fx.Node:
     """One question for all layers that share a mask."""
     for user in mask.users:
         if user.target is mask_that_hides:

@@ -46,6 +46,14 @@ def replace_by(
     graph.erase_node(node)
 
 
+def called(graph: fx.Graph, method: str, node: fx.Node, *args: Any) -> fx.Node:
+    """A new node: this method of a tensor, or torch's function of that name, where nodes are inserted now."""
+    made = graph.call_method(method, (node, *args))
+    examples = fx.map_arg((node, *args), tensor)
+    made.meta = {"example_value": getattr(examples[0], method)(*examples[1:])}
+    return made
+
+
 def terms_of(node: fx.Node, *, promoted: bool = False) -> tuple[fx.Node, fx.Node] | None:
     """The operands of an add or mul, where both are tensors of the result's shape and dtype, or may be promoted to it."""
     given = arguments(node)

@@ -16,15 +16,19 @@ class Attention(Operator):
 
     kind = "attention"
 
-    def __init__(self, product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None) -> None:
+    def __init__(
+        self, product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float = 0.0
+    ) -> None:
         super().__init__(product, out)
         self.causal = causal
         self.scale = scale
+        self.unseen = unseen
 
     def __call__(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
         return kernel.attention(
-            query, key, value, mask, causal=self.causal, scale=self.scale, dtype=self.product, out_dtype=self.out
-        )
+            query, key, value, mask, causal=self.causal, scale=self.scale, dtype=self.product, out_dtype=self.out,
+            unseen=self.unseen,
+        )  # fmt: skip
 
 
 def mask_that_hides(mask: torch.Tensor) -> torch.Tensor | None:
@@ -36,3 +40,19 @@ def mask_that_hides(mask: torch.Tensor) -> torch.Tensor | None:
 
 
 mask_that_hides.__module__ = "slipstream"
+
+
+def hidden_in(scores: torch.Tensor | None, mask: torch.Tensor, shows: bool, least: float) -> torch.Tensor | None:
+    """What is added to attention's scores, with ``least`` where the boolean mask hides (or does not show) a key.
+
+    ``scores`` None: nothing else is added; None is given back where nothing is hidden either.
+    """
+    hidden = ~mask if shows else mask
+    if not bool(hidden.any()):
+        return scores
+    if scores is None:
+        return hidden.new_zeros(hidden.shape, dtype=torch.float32).masked_fill_(hidden, least)
+    return scores.masked_fill(hidden, least)
+
+
+hidden_in.__module__ = "slipstream"

@@ -25,6 +25,8 @@ class Operator:
     kind = "operator"
     follows = False
     """Whether the result has the input's dtype, whatever that is."""
+    gives_float32 = False
+    """Whether the result is float32, whatever the inputs are."""
 
     def __init__(self, product: torch.dtype, out: torch.dtype) -> None:
         self.product = product
