@@ -93,7 +93,7 @@ void score_positions(const RelativeScoresCall& call, void* scratch) {
     source.x.data = static_cast<const char*>(call.x.data) + n * call.x_batch * (call.x.type == ElementType::float32 ? 4 : 2);
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = length * s / strips, rows = length * (s + 1) / strips - begin;
-      gather_rows(source, begin, rows, x, b.x_stride, steps * depth);
+      gather_rows(source, begin, rows, x, b.x_stride);
       const Span span = span_of(call, begin, begin + rows);
       const int64_t first = span.first / kPanelColumns;
       for (int64_t panel = first; panel <= span.last / kPanelColumns; ++panel) {

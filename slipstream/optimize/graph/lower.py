@@ -72,9 +72,9 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
         share(graph)
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
     operators -= join(graph) + fuse_inverted_residuals(graph)
-    restore(graph, low)
     if folds:
         fold_constants(graph, _placeholders(graph, own))  # casts and tables that have come
+    restore(graph, low)
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)

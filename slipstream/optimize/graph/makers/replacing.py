@@ -47,7 +47,7 @@ def replace_by(
 
 
 def called(graph: fx.Graph, method: str, node: fx.Node, *args: Any) -> fx.Node:
-    """A new node: this method of a tensor, or torch's function of that name, where nodes are inserted now."""
+    """A new node, this method of a tensor, where nodes are inserted now."""
     made = graph.call_method(method, (node, *args))
     examples = fx.map_arg((node, *args), tensor)
     made.meta = {"example_value": getattr(examples[0], method)(*examples[1:])}
