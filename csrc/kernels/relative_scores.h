@@ -40,7 +40,7 @@ inline size_t lay_out(const RelativeScoresCall& call, RelativeBuffers& b, void* 
     at += align64(bytes);
     return taken;
   };
-  b.table = take(b.panels * (call.depth + depth - 1) / depth * kStepBytes + kStepBytes);
+  b.table = take(b.panels * ((call.depth + depth - 1) / depth) * kStepBytes);
   b.x = take(kStripRows * b.x_stride * static_cast<int64_t>(sizeof(X)));
   b.scores = reinterpret_cast<float*>(take(b.panels * kStripRows * kPanelColumns * 4));
   return static_cast<size_t>(at - static_cast<uint8_t*>(memory));
