@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from slipstream.kernels import (
     attention,
+    batched_matmul,
     convolution,
     linear,
     linear_int8,
@@ -173,6 +174,14 @@ def attention_case(dtype: torch.dtype, batch: int, heads: int, length: int, dept
     )
 
 
+def batched_matmul_case(dtype: torch.dtype, batch: int, rows: int, inner: int, columns: int, turned: bool) -> Case:
+    """``turned``: B is the transpose of what lies in memory, as keys are."""
+    a = random(dtype, batch, rows, inner)
+    b = random(dtype, batch, columns, inner).transpose(1, 2) if turned else random(dtype, batch, inner, columns)
+    work = 2 * batch * rows * inner * columns
+    return Case("torch's", lambda: batched_matmul.batched_matmul(a, b), lambda: torch.bmm(a, b), work, "GOP/s", close(dtype))
+
+
 def norm_case(dtype: torch.dtype, kind: str, rows: int, columns: int) -> Case:
     x, weight, bias = random(dtype, rows, columns), random(dtype, columns), random(dtype, columns)
     work = 2 * x.numel() * x.element_size()
@@ -252,6 +261,13 @@ FAMILIES = {
         [
             (1, 12, 128, 64, False), (8, 12, 128, 64, False), (4, 12, 384, 64, False), (8, 12, 197, 64, False),
             (1, 32, 512, 128, True), (1, 32, 2048, 128, True),
+        ],
+    ),
+    "batched_matmul": Family(  # batch, rows, inner, columns, turned: DeBERTa's, DLRM's, BERT's, Swin's, and large ones
+        batched_matmul_case,
+        [
+            (96, 128, 64, 512, False), (96, 128, 128, 64, False), (2048, 27, 128, 27, True), (96, 128, 64, 128, True),
+            (12, 512, 64, 512, True), (512, 49, 32, 49, True), (512, 49, 49, 32, False), (4, 1024, 1024, 1024, False),
         ],
     ),
     "norm": Family(norm_case, [(kind, 1024, columns) for kind in ("layer", "rms") for columns in (256, 768, 2048, 8192)]),

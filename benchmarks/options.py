@@ -21,8 +21,8 @@ MODELS = (
 EXAMPLES = ("semantic_search", "classify_text", "classify_images")
 DTYPES = contestants.DTYPES
 FAMILIES = (
-    "linear", "linear_float32", "linear_int8", "convolution", "convolution_last", "depthwise", "winograd", "attention", "norm",
-    "activation", "transpose",
+    "linear", "linear_float32", "linear_int8", "convolution", "convolution_last", "depthwise", "winograd", "attention",
+    "batched_matmul", "norm", "activation", "transpose",
 )  # fmt: skip
 """linear and the keys of kernel_families.FAMILIES, which cannot be imported without torch; a test holds the two together."""
 

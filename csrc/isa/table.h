@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels/attention_call.h"
+#include "../kernels/batched_matmul_call.h"
 #include "../kernels/convolution_call.h"
 #include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
@@ -22,6 +23,7 @@ struct KernelTable {
   // The same for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);
+  void (*pack_matrix)(const MatrixToPack& matrix, void* packed);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);

@@ -25,6 +25,8 @@ inline void pack_keys(const AttentionCall& call, int64_t steps, uint8_t* to) {
         const int64_t from = (key + r) * call.k.stride + s * depth, left = call.depth - s * depth;
         if constexpr (step == Step::float32) {
           block[r] = part(from, left);
+        } else if (call.k.type == ElementType::bfloat16 && left >= 2 * kWidth) {
+          block[r] = reinterpret_cast<Vec>(load_words(static_cast<const uint16_t*>(call.k.data) + from));
         } else {
           uint16_t halves[2 * kWidth];
           store(halves, part(from, left));

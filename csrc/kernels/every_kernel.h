@@ -11,6 +11,7 @@
 #include "attention_softmax.h"
 #include "attention.h"
 #include "relative_scores.h"
+#include "batched_matmul.h"
 #include "recurrent.h"
 #include "convolution.h"
 #include "convolution_last_image.h"
@@ -28,6 +29,7 @@ constexpr KernelTable every_kernel() {
   KernelTable table{};
   table.linear_scratch = linear_scratch;
   table.linear = linear;
+  table.pack_matrix = pack_matrix;
   table.activation = activation;
   table.transpose = transpose;
   table.norm = norm;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a linear kernel is asked to do: y = residual + multiplier * post_op(x . W^T + bias), or with residual_first
-// y = multiplier * post_op(x . W^T + bias + residual), and how W is packed.
+// What a linear kernel is asked to do: y = residual + multiplier * post_op(alpha * x . W^T + bias), or with residual_first
+// y = multiplier * post_op(alpha * x . W^T + bias + residual), and how W is packed.
 // Plain values only; no torch, no threads, no instruction sets. Included by bind/ and by every level.
 #pragma once
 
@@ -73,6 +73,7 @@ struct LinearCall {
   const void* weight = nullptr;                      // packed
   ElementType weight_type = ElementType::bfloat16;
   int64_t weight_parts = 1;                          // 2 or 3: a float32 weight in parts of bfloat16
+  float alpha = 1;
   const void* bias = nullptr;                        // [n] or null
   ElementType bias_type = ElementType::float32;
   PostOp post_op = PostOp::none;

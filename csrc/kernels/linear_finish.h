@@ -21,7 +21,7 @@ SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t ro
   auto element = [&](const void* data, ElementType type, int64_t index) {
     return whole ? load_element(data, type, index) : load_element_partly(data, type, index, count);
   };
-  Vec v = sum;
+  Vec v = sum * call.alpha;
   if (call.bias) v = v + element(call.bias, call.bias_type, column);
   if (residual_first) v = v + element(call.residual.data, call.residual.type, row * call.residual.stride + column);
   v = post_op_into<op>(call.y_type, v);

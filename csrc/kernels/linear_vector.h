@@ -331,6 +331,10 @@ void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64
       return whole ? load_element(data, type, index) : load_element_partly(data, type, index, count);
     };
     if (count <= 0) return;
+    if (call.alpha != 1) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) sums[r][v] = sums[r][v] * call.alpha;
+    }
     if (call.bias) {
       const Vec bias = element(call.bias, call.bias_type, column + v * kWidth);
 #pragma GCC unroll 16

@@ -84,6 +84,12 @@ def relative_scores(
     return query.new_empty((*query.shape[:3], key.shape[2]), dtype=torch.float32)
 
 
+def batched_matmul(
+    a: torch.Tensor, b: torch.Tensor, addend: torch.Tensor | None, alpha: float, bfloat16: bool, bfloat16_out: bool
+) -> torch.Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-1], dtype=_dtype(bfloat16_out))
+
+
 def pack_convolution(weight: torch.Tensor, bfloat16: bool) -> torch.Tensor:
     out, ins, height, width = weight.shape
     halves = bfloat16 and ins > 1
@@ -187,5 +193,5 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention, relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
-    pack_winograd, winograd, recurrent, pooling,
+    pack_winograd, winograd, recurrent, pooling, batched_matmul,
 )  # fmt: skip

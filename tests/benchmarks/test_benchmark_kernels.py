@@ -45,6 +45,7 @@ SMALL = {
     "depthwise": (2, 16, 9, 3, 1),
     "winograd": (2, 16, 24, 9),
     "attention": (1, 2, 20, 16, True),
+    "batched_matmul": (3, 20, 16, 33, True),
     "norm": ("rms", 5, 48),
     "activation": ("silu", 5, 48),
     "transpose": (2, 16, 8),

@@ -12,6 +12,7 @@ import torch
 from slipstream.kernels import (
     activation,
     attention,
+    batched_matmul,
     convolution,
     linear,
     linear_int8,
@@ -41,6 +42,9 @@ def linears():
     wide = linear.pack(torch.randn(512, 512), dtype=LOW)  # enough work for a team
     rows = torch.randn(8, 512)
     yield lambda: linear.linear(rows, wide)
+    many, keys = torch.randn(5, 20, 40), torch.randn(5, 33, 40).transpose(1, 2)
+    for dtype in (FULL, LOW):
+        yield lambda dtype=dtype: batched_matmul.batched_matmul(many, keys, dtype=dtype)
 
 
 def images():

@@ -18,6 +18,7 @@ from torch import fx
 
 from slipstream.kernels.post_op import POST_OPS
 from slipstream.optimize.graph.makers.attention import fuse_attention
+from slipstream.optimize.graph.makers.batched_matmul import fuse_matmul
 from slipstream.optimize.graph.makers.norm import fuse_layer_norm, fuse_rms_norm
 from slipstream.optimize.graph.makers.recurrent import fuse_recurrent
 from slipstream.optimize.graph.makers.replacing import (
@@ -288,6 +289,7 @@ _MAKERS = {
     "rms_norm": fuse_rms_norm,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), fuse_recurrent),
     "scaled_dot_product_attention": fuse_attention,
+    **dict.fromkeys(("matmul", "bmm"), fuse_matmul),
     "max_pool2d": _fuse_max_pool,
     "adaptive_avg_pool2d": _fuse_average,
     "mean": _fuse_mean,

@@ -14,6 +14,7 @@ from torch import fx
 from slipstream.kernels.linear import PANEL
 from slipstream.optimize.graph.nodes import name_of, tensor
 from slipstream.optimize.graph.operators.attention import Attention
+from slipstream.optimize.graph.operators.batched_matmul import BatchedMatmul
 from slipstream.optimize.graph.operators.joint_linear import JointLinear
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.operator import Operator
@@ -66,7 +67,7 @@ def _takes_strides(node: fx.Node, *, rows: bool) -> bool:
 
 def _reads(user: fx.Node, node: fx.Node, rows: bool) -> bool:
     name = name_of(user)
-    if isinstance(user.target, Attention):
+    if isinstance(user.target, Attention | BatchedMatmul):
         return True
     if isinstance(user.target, Operator):
         return rows and isinstance(user.target, Linear)

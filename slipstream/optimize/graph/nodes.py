@@ -47,6 +47,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     ),
     "pad": ("input", "pad", "mode", "value"),
     "add": ("input", "other", "alpha"),
+    **dict.fromkeys(("matmul", "bmm"), ("input", "other")),
     "mul": ("input", "other"),
     **dict.fromkeys(
         ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "selu"), ("input", "inplace")

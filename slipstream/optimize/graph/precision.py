@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.nodes import is_float32, name_of, tensor
+from slipstream.optimize.graph.operators.batched_matmul import BatchedMatmul
 from slipstream.optimize.graph.operators.operator import Operator, WeightOperator
 
 FOLLOWERS = frozenset(
@@ -95,9 +96,15 @@ def _reaches_output(view: fx.Node) -> bool:
 
 
 def _keeps_float32(node: fx.Node, low: set[fx.Node]) -> bool:
-    """A sum with a float32 tensor, such as the residual stream of a transformer, stays float32, as promotion has it."""
+    """A sum with a float32 tensor, such as the residual stream of a transformer, stays float32, as promotion has it.
+
+    So does a product of two float32 tensors, which is multiplied as such.
+    """
     if node.target.gives_float32:  # type: ignore[union-attr]
         return True
+    if isinstance(node.target, BatchedMatmul):
+        a, b, addend = node.args
+        return (a not in low and b not in low) or (isinstance(addend, fx.Node) and is_float32(addend) and addend not in low)
     residual = node.args[1] if isinstance(node.target, WeightOperator) else None
     return isinstance(residual, fx.Node) and is_float32(residual) and residual not in low
 
