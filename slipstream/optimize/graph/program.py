@@ -123,7 +123,7 @@ class Race:
         return result
 
     def confirms(self, plain_s: float) -> bool:
-        """Whether a call by the fast way was faster than this, the best plain one from before the race."""
+        """Whether a call by the fast way was faster than this, a plain one from before the race."""
         return any(seconds < plain_s for seconds in self.seconds[1])
 
     def speedup(self) -> float | None:

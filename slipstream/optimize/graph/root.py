@@ -28,6 +28,9 @@ from slipstream.optimize.options import Options, set_up
 
 SLOT = "_compiled_call_impl"
 
+MOST_SHAPES = 64
+"""Of one model's inputs: for so many is asked what earlier processes found."""
+
 _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
@@ -54,6 +57,7 @@ class RootCall:
         self.arguments = self._signature(module)
         self.schedule = self._schedule(module)
         self.known = self._known()
+        self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
         self.capturing = False
         self.account = accounts.Account(type(module).__name__, "graph")
@@ -139,18 +143,24 @@ class RootCall:
         result = self._plain(module, args, kwargs)
         seconds = time.perf_counter() - start
         self._note_length(module, seconds)
-        sizes = bucket_of(args, kwargs)
-        self.plain_s[sizes] = min(seconds, self.plain_s.get(sizes, seconds))
-        if self.schedule.may_ask(seconds):
-            known = self.known.verdict(module, sizes)
-            if known is not None and not known.fast and not self.options.early:
-                self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
-                return result
-            self.schedule.known = known is not None
-        self.schedule.note(seconds, shapes_of(args, kwargs))
+        shapes = shapes_of(args, kwargs)
+        if shapes not in self.asked and self.schedule.may_ask(seconds) and len(self.asked) < MOST_SHAPES:
+            self._ask(module, shapes, bucket_of(args, kwargs), seconds)
+        known = self.asked.get(shapes)
+        if known is not None and not known.fast and not self.options.early:
+            return result
+        self.schedule.known = known is not None and known.fast
+        self.schedule.note(seconds, shapes)
         if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
             self._begin(module, args, kwargs)
         return result
+
+    def _ask(self, module: nn.Module, shapes: Hashable, sizes: Hashable, seconds: float) -> None:
+        """What earlier processes found for calls of these shapes, of which one took so long now."""
+        known = self.known.verdict(module, sizes)
+        self.asked[shapes], self.plain_s[sizes] = known, seconds
+        if known is not None and not known.fast:
+            self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         varied = self.schedule.is_varied()
@@ -211,8 +221,8 @@ class RootCall:
         return result
 
     def _judge(self, way: Way, sizes: Hashable, race: Race, known: guards.Verdict | None) -> None:
-        """Decide if enough is known: a win that an earlier process saw needs one graph's call that is faster than the best
-        without."""
+        """Decide if enough is known: a win that an earlier process saw needs one call of the graph that is faster than
+        one without."""
         speedup = race.speedup()
         if speedup is not None:
             verdict = guards.Verdict(speedup > 1, speedup)

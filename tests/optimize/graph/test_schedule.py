@@ -74,6 +74,10 @@ def test_earlier_processes_are_not_asked_about_short_and_first_calls():
     plan.note(1.0, ())
     assert plan.may_ask(1.0)
     assert not plan.may_ask(schedule.SMALL_S / 2)
+    large = Schedule(modules=1000, share=0.1)
+    large.note(1.0, ())
+    assert large.may_ask(1.0)
+    assert not large.may_ask(1000 * schedule.ASK_S), "the question would take as long as the call"
 
 
 def test_whoever_knows_that_the_script_is_long_need_not_wait():
