@@ -109,6 +109,20 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts) {
   return packed;
 }
 
+// Rows of x [batch, rows, k] from which each batch is multiplied by itself where only its own rows lie at one stride, as
+// overlapping windows of sequences do; fewer are copied, so that the weight is read once for all.
+constexpr int64_t kRowsOfABatch = 128;
+
+bool is_by_batches(const Tensor& x) {
+  int64_t rows = 0, stride = 0;
+  return x.dim() == 3 && x.size(1) >= kRowsOfABatch && x.stride(2) == 1 && !fold_rows(x, rows, stride);
+}
+
+std::optional<Tensor> batch_of(const std::optional<Tensor>& operand, int64_t index) {
+  if (!operand) return std::nullopt;
+  return torch::stable::select(*operand, 0, index);
+}
+
 // y [..., n] = residual + multiplier * post_op(x [..., k] . W^T + bias [n]), or the residual within the post-op; y is bfloat16
 // or float32 as asked.
 Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::optional<Tensor> bias, int64_t post_op,
@@ -128,10 +142,22 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
     call.weight_type = ElementType::float32;
     call.weight_parts = 1;
   }
-  LinearOperands operands;
-  operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
-  Tensor y = operands.result(call, x, bfloat16_out);
-  run_linear(call);
+  STD_TORCH_CHECK(x.dim() >= 1, "x: a scalar has no row to multiply");
+  Tensor y = LinearOperands::result(call, x, bfloat16_out);
+  const bool by_batches = is_by_batches(x);
+  uint8_t* to = static_cast<uint8_t*>(call.y);
+  const int64_t batches = by_batches ? x.size(0) : 1;
+  for (int64_t b = 0; b < batches; ++b) {
+    LinearOperands operands;
+    if (by_batches) {
+      const Tensor rows = torch::stable::select(x, 0, b);
+      operands.take(call, rows, bias, post_op, batch_of(multiplier, b), batch_of(residual, b), residual_first);
+    } else {
+      operands.take(call, x, bias, post_op, multiplier, residual, residual_first);
+    }
+    call.y = to + b * call.m * n * element_size(call.y_type);
+    run_linear(call);
+  }
   return y;
 }
 

@@ -7,6 +7,7 @@
 #include "../kernels/convolution_call.h"
 #include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
+#include "../kernels/group_norm_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/pooling_call.h"
 #include "../kernels/norm_call.h"
@@ -27,6 +28,9 @@ struct KernelTable {
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);
+  void (*group_moments)(const GroupNormCall& call, int64_t item, int64_t begin, int64_t end, float* moments);
+  void (*settle_group)(const GroupNormCall& call, float* moments, float* table);
+  void (*finish_group)(const GroupNormCall& call, int64_t item, int64_t begin, int64_t end, const float* table);
   size_t (*attention_scratch)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, const AttentionPart& part, void* scratch);
   size_t (*relative_scores_scratch)(const RelativeScoresCall& call);

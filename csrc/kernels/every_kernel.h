@@ -6,6 +6,7 @@
 #include "transpose.h"
 #include "norm.h"
 #include "linear_finish.h"
+#include "group_norm.h"
 #include "linear_vector.h"
 #include "linear_int8.h"
 #include "attention_softmax.h"
@@ -33,6 +34,9 @@ constexpr KernelTable every_kernel() {
   table.activation = activation;
   table.transpose = transpose;
   table.norm = norm;
+  table.group_moments = group_moments;
+  table.settle_group = settle_group;
+  table.finish_group = finish_group;
   table.attention_scratch = attention_scratch;
   table.attention = attention;
   table.relative_scores_scratch = relative_scores_scratch;

@@ -63,6 +63,28 @@ def norm_of_sum(
     return x.new_empty(x.shape, dtype=_dtype(bfloat16_sum)), x.new_empty(x.shape, dtype=_dtype(bfloat16_out))
 
 
+def group_norm(
+    x: torch.Tensor, groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, post_op: int,
+    bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    y = x.new_empty(x.shape, dtype=_dtype(bfloat16_out))
+    if not _has_pixels_of_channels(x):
+        return y
+    return y.new_empty(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+
+
+def _has_pixels_of_channels(x: torch.Tensor) -> bool:
+    """Whether the channels of x [N, C, …] are innermost, and pixels at one stride."""
+    pixels, stride = 1, 0
+    for axis in range(x.dim() - 1, 1, -1):
+        if x.shape[axis] != 1:
+            stride = stride or x.stride(axis)
+            if x.stride(axis) != stride * pixels:
+                return False
+            pixels *= x.shape[axis]
+    return pixels > 1 and x.shape[1] > 1 and x.stride(1) == 1
+
+
 def transpose(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
     batch, rows, columns = x.shape
     return x.new_empty(batch, columns, rows, dtype=_dtype(bfloat16_out))
@@ -191,7 +213,8 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
 
 
 FAKES = (
-    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, transpose, attention, relative_scores,
+    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, group_norm, transpose, attention,
+    relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
     pack_winograd, winograd, recurrent, pooling, batched_matmul,
 )  # fmt: skip

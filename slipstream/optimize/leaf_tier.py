@@ -28,6 +28,7 @@ from slipstream.optimize.options import Options, compute_dtype, forget_what_was_
 from slipstream.optimize.pieces import dropout
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.encoder_layer import EncoderLayerPiece
+from slipstream.optimize.pieces.group_norm import GroupNormPiece
 from slipstream.optimize.pieces.linear import LinearPiece, TransposedLinearPiece
 from slipstream.optimize.pieces.lstm import LstmPiece
 from slipstream.optimize.pieces.multihead import MultiheadPiece
@@ -53,6 +54,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.TransformerEncoderLayer: EncoderLayerPiece,
     nn.Sequential: SequentialPiece,
     **dict.fromkeys(NORMS, NormPiece),
+    nn.GroupNorm: GroupNormPiece,
     **dict.fromkeys(dropout.RANKS, dropout.DropoutPiece),
 }
 """Leaf class → what answers for it."""

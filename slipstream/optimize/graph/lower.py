@@ -18,6 +18,7 @@ from slipstream.optimize.graph.makers.aten import speak_torch
 from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
+from slipstream.optimize.graph.makers.group_norm import fuse_group_norms
 from slipstream.optimize.graph.makers.inverted_residual import fuse_inverted_residuals
 from slipstream.optimize.graph.makers.share import share
 from slipstream.optimize.graph.makers.written_out import read_written_out
@@ -65,7 +66,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
         fold_constants(graph, _placeholders(graph, own))
     read_gates(graph)
     read_written_out(graph)
-    operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse(graph, dtype)
+    operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse_group_norms(graph) + fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
     if not regions:

@@ -31,6 +31,10 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+    "instance_norm": (
+        "input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps",
+    ),
     "gelu": ("input", "approximate"),
     "softmax": ("input", "dim", "_stacklevel", "dtype"),
     "gather": ("input", "dim", "index", "sparse_grad"),

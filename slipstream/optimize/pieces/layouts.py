@@ -16,11 +16,11 @@ def is_channels_last(x: torch.Tensor) -> bool:
     wanted = CHANNELS_LAST[x.dim()]
     if not x.is_contiguous(memory_format=wanted):
         return False
-    return not x.is_contiguous() or _strides_say_channels_last(x.shape, x.stride())
+    return not x.is_contiguous() or strides_say_channels_last(x.shape, x.stride())
 
 
-def _strides_say_channels_last(shape: torch.Size, strides: tuple[int, ...]) -> bool:
-    """The tie where both formats hold, decided as in c10/core/MemoryFormat.h: strides rise from channels on."""
+def strides_say_channels_last(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    """As in c10/core/MemoryFormat.h, gaps or none: strides rise from channels on. It decides where both formats hold."""
     least = 0
     if strides[1] == 0:
         return False

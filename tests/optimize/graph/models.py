@@ -281,6 +281,27 @@ class Waves(nn.Module):
         return torch.tanh(self.up(x)), x
 
 
+class Groups(nn.Module):
+    """Group and instance norms with activations behind them: of a line, as speech models begin, and of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.listen, self.norm = nn.Conv1d(1, 32, 10, stride=5, bias=False), nn.GroupNorm(32, 32)
+        self.shorten, self.halve = nn.Conv1d(32, 16, 3, stride=2, bias=False), nn.Conv1d(16, 16, 2, stride=2)
+        self.steps, self.project = nn.LayerNorm(16), nn.Linear(16, 24)
+        self.image, self.few = nn.Conv2d(4, 24, 3, padding=1), nn.GroupNorm(6, 24)
+        self.each = nn.InstanceNorm2d(24, affine=True)
+        self.out = nn.Conv2d(24, 8, 1)
+        shake(self)
+
+    def forward(self, wave, image):
+        steps = F.gelu(self.norm(self.listen(wave)))
+        steps = F.gelu(self.halve(F.gelu(self.shorten(steps)))).transpose(1, 2)
+        image = self.image(image)
+        image = self.out(F.relu(self.each(F.silu(self.few(image)))))
+        return self.project(self.steps(steps)), image, F.group_norm(image, 2), F.instance_norm(steps)
+
+
 class Volumes(nn.Module):
     """Convolutions in three dimensions, and transposed ones in two and three, with norms."""
 
@@ -311,6 +332,7 @@ class Spans(nn.Module):
 CASES = {
     "spans": lambda: (Spans().eval(), (torch.randn(2, 12, 64),)),
     "waves": lambda: (Waves().eval(), (torch.randn(2, 3, 41),)),
+    "groups": lambda: (Groups().eval(), (torch.randn(2, 1, 400), torch.randn(2, 4, 9, 11))),
     "volumes": lambda: (Volumes().eval(), (torch.randn(2, 3, 6, 5, 7),)),
     "averaged": lambda: (Averaged().eval(), (torch.randn(2, 3, 16, 18),)),
     "residual": lambda: (Residual().eval(), (torch.randn(2, 3, 32, 32),)),

@@ -3,13 +3,14 @@
 
 1 × 1 is a linear over pixels; one channel a group has a vector kernel, 3 × 3 of stride 1 minimal filtering where that pays. The
 rest is torch's oneDNN with weights in the order that it wants for just this image size (without the size it picks formats that
-cost up to five times as much), or our direct kernel, where that may win and does so in a race on an image of this size.
+cost up to five times as much), or ours, where that may win and does so in a race: along a line without padding a linear over
+rows that overlap, else the direct kernel, on an image of this size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,10 +30,13 @@ from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 _ops = torch.ops.mkldnn
 
 MARGIN = 1.03
-"""How many times faster than oneDNN our direct kernel has to be."""
+"""How many times faster than oneDNN ours has to be."""
 
 FEW_CHANNELS = 8
 """Up to so many a dot product's depth is hard to fill, and a kernel row of pixels that lie side by side fills it."""
+
+RACED_OUTPUTS = 2048
+"""Enough of a line for a race: both sides take as long for the second half of a line as for the first."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ class Convolution(WeightOperator):
         if self.epsilon is not None:
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
         way = way_for(weight, self.geometry, self.product)
-        if way is OneDnn and may_win(weight, self.geometry, self.product):
-            return faster_of_two(weight.detach(), bias, self), weight.numel() * self.product.itemsize
+        rival = rival_of(weight, self.geometry, self.product) if way is OneDnn else None
+        if rival is not None:
+            return faster_of_two(rival, weight.detach(), bias, self), weight.numel() * self.product.itemsize
         return way(weight.detach(), bias, self), weight.numel() * self.product.itemsize
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
@@ -169,8 +174,49 @@ class Winograd:
         )
 
 
+class OverlappingRows:
+    """Along a line of pixels without padding: a window of taps is a run of memory, so that windows are the rows of a linear."""
+
+    what = "linear over overlapping rows"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
+        self.taps, self.stride = weight.shape[3], owner.geometry.stride[1]
+        self.packed = linear_kernel.pack(weight[:, :, 0].transpose(1, 2).flatten(1), dtype=owner.product)
+        self.bias = None if bias is None else bias.detach().clone()
+        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+
+    @staticmethod
+    def fits(weight: torch.Tensor, geometry: Geometry) -> bool:
+        g = geometry
+        unpadded = (g.padding, g.end_padding, g.groups) == ((0, 0), None, 1) and g.dilation[1] == 1
+        return unpadded and weight.shape[2] == g.size[2] == 1 and weight.shape[1] > FEW_CHANNELS
+
+    @staticmethod
+    def raced_geometry(weight: torch.Tensor, geometry: Geometry) -> Geometry:
+        _, channels, height, length = geometry.size
+        enough = (RACED_OUTPUTS - 1) * geometry.stride[1] + weight.shape[3]
+        return replace(geometry, size=(1, channels, height, min(length, enough)))
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        image = _channels_last_or_copied(x, self.product)
+        batch, channels, _, length = image.shape
+        size = batch, (length - self.taps) // self.stride + 1, self.taps * channels
+        y = linear_kernel.linear(
+            image.as_strided(size, (length * channels, self.stride * channels, 1)),
+            self.packed,
+            self.bias,
+            post_op=self.post_op,
+            residual=None if residual is None else residual.squeeze(2).transpose(1, 2),
+            residual_first=True,
+            out_dtype=self.out,
+        )
+        return y.transpose(1, 2).unsqueeze(2)
+
+
 class Direct:
     """Any kernel and stride, tap by tap."""
+
+    what = "direct kernel"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         g = owner.geometry
@@ -270,26 +316,42 @@ def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> b
     return level == "avx512_bf16" and geometry.groups == 1 and weight.shape[1] <= FEW_CHANNELS
 
 
-def faster_of_two(weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> Direct | OneDnn:
-    """Our direct kernel or oneDNN: whichever computes an image of the captured size sooner; found once a kind of layer."""
-    g = owner.geometry
-    question = ("convolution_last", astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
+def rival_of(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> type[OverlappingRows] | type[Direct] | None:
+    """What of ours races against oneDNN for this weight [out, in / groups, kh, kw]."""
+    if OverlappingRows.fits(weight, geometry) and all(geometry.size) and native.available():
+        return OverlappingRows
+    return Direct if may_win(weight, geometry, product) else None
+
+
+def faster_of_two(
+    rival: type[OverlappingRows] | type[Direct], weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution
+) -> OverlappingRows | Direct | OneDnn:
+    """The rival or oneDNN: whichever computes an image of the captured size sooner; found once a kind of layer.
+
+    Along a line part of the image will do.
+    """
+    g = owner.geometry if rival is Direct else OverlappingRows.raced_geometry(weight, owner.geometry)
+    name = "convolution_last" if rival is Direct else "overlapping_rows"
+    question = (name, astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
     verdict = guards.speed.known(question)
     if verdict is not None:
         if verdict.earlier:
-            _say_who_won(weight, g, verdict)
-        return (Direct if verdict.fast else OneDnn)(weight, bias, owner)
-    ours, theirs = Direct(weight, bias, owner), OneDnn(weight, bias, owner)
+            _say_who_won(rival, weight, g, verdict)
+        return (rival if verdict.fast else OneDnn)(weight, bias, owner)
+    part = Convolution(owner.product, owner.out, g, owner.post_op, None)
+    ours, theirs = rival(weight, bias, part), OneDnn(weight, bias, part)
     own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
     x = torch.randn(g.size, generator=own).to(owner.product, memory_format=torch.channels_last)
     macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
     verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
-    _say_who_won(weight, g, verdict)
-    return ours if verdict.fast else theirs
+    _say_who_won(rival, weight, g, verdict)
+    return (rival if verdict.fast else OneDnn)(weight, bias, owner)
 
 
-def _say_who_won(weight: torch.Tensor, geometry: Geometry, verdict: guards.Verdict) -> None:
+def _say_who_won(
+    rival: type[OverlappingRows] | type[Direct], weight: torch.Tensor, geometry: Geometry, verdict: guards.Verdict
+) -> None:
     size = " x ".join(map(str, geometry.size))
-    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: direct kernel"
+    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: {rival.what}"
     reason = f"raced against oneDNN on an image of this size{verdict.when()}"
     log.note(what, verdict.fast, reason, speedup_x=verdict.speedup_x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer norm and RMS norm of rows, or of a sum of two: each tensor float32 or bfloat16, sums in float32."""
+"""Layer norm and RMS norm of rows, or of a sum of two; group norm: each tensor float32 or bfloat16, sums in float32."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ class RmsNorm(Operator):
 
     def __call__(self, x: Any, residual: Any, weight: Any) -> torch.Tensor:
         return kernel.rms_norm(x, weight, self.eps, residual=residual, out_dtype=self.out)
+
+
+class GroupNorm(Operator):
+    """Takes x [N, C, …], channels first or last in memory, weight [C], bias [C]; weight and bias may be None."""
+
+    kind = "group_norm"
+
+    def __init__(self, out: torch.dtype, groups: int, eps: float, post_op: str) -> None:
+        super().__init__(torch.float32, out)
+        self.groups = groups
+        self.eps = eps
+        self.post_op = post_op
+
+    def __call__(self, x: Any, weight: Any, bias: Any) -> torch.Tensor:
+        return kernel.group_norm(x, self.groups, weight, bias, self.eps, post_op=self.post_op, out_dtype=self.out)
