@@ -11,6 +11,7 @@ packs of its parameters are retired. A change through a NumPy array that shares 
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import Counter
@@ -73,6 +74,14 @@ _short_lived: Counter[Any] = Counter()
 _hooks: list[Any] = []
 _lock = threading.RLock()  # a pack may go, and _retire run, wherever memory is collected
 _spoils = [0]
+
+
+def _in_child() -> None:
+    """Another thread may have held the lock, and is not there after a fork."""
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def refusal(*tensors: torch.Tensor | None) -> str | None:
@@ -142,10 +151,11 @@ def lives_are_short(kind: Any) -> bool:
 
 def drop_all() -> None:
     """Make every pack invalid, for whoever still holds one."""
-    for pack in tuple(_packs.values()):
-        pack.valid = False
-    _packs.clear()
-    _short_lived.clear()
+    with _lock:  # a capture may be packing beside
+        for pack in tuple(_packs.values()):
+            pack.valid = False
+        _packs.clear()
+        _short_lived.clear()
 
 
 def _stamp(tensor: torch.Tensor | None) -> Stamp:
@@ -170,18 +180,20 @@ def spoil(parameter: torch.Tensor) -> None:
     They are forgotten here, so that the second of many steps of an optimizer finds nothing to do.
     """
     _spoils[0] += 1
-    for pack in tuple(_by_tensor.pop(id(parameter), ())):
-        pack.valid = False
+    with _lock:
+        for pack in tuple(_by_tensor.pop(id(parameter), ())):
+            pack.valid = False
 
 
 def exchange(parameter: torch.Tensor, other: torch.Tensor, pointer: int) -> None:
     """Give a parameter the memory of ``other``, which holds the same values; its packs stay as valid as they were."""
     _DATA.__set__(parameter, other)
-    for pack in tuple(_by_tensor.get(id(parameter), ())):
-        pack.stamps = tuple(
-            (source, version, parameter.data_ptr()) if source is parameter and at == pointer else (source, version, at)
-            for source, version, at in pack.stamps
-        )
+    with _lock:
+        for pack in tuple(_by_tensor.get(id(parameter), ())):
+            pack.stamps = tuple(
+                (source, version, parameter.data_ptr()) if source is parameter and at == pointer else (source, version, at)
+                for source, version, at in pack.stamps
+            )
 
 
 def watch_data() -> None:

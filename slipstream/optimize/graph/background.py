@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -113,4 +114,12 @@ def _end() -> None:
             thread.join(0.2)
 
 
+def _in_child() -> None:
+    """The thread is not there after a fork, but what it held is."""
+    for lock in (_lock, _turn):
+        lock._at_fork_reinit()  # type: ignore[attr-defined]
+    _running.clear()
+
+
 atexit.register(_end)
+os.register_at_fork(after_in_child=_in_child)

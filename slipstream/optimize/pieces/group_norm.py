@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.kernels import native
 from slipstream.kernels import norm as kernel
 from slipstream.optimize import guards
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces import layouts
-from slipstream.optimize.pieces.norm import MACS_AN_ELEMENT
-from slipstream.optimize.pieces.piece import Piece, Tensors
+from slipstream.optimize.pieces.norm import MACS_AN_ELEMENT, UnpackedPiece
+from slipstream.optimize.pieces.piece import Tensors
 
 
-class GroupNormPiece(Piece):
+class GroupNormPiece(UnpackedPiece):
     act = "group norm"
-    has_replay = True
     margin = 1.2  # the checks around a call are not timed, and the images that it reads lie in others' caches
 
     def __init__(self, module: nn.Module, name: str, options: Options) -> None:
@@ -38,9 +36,6 @@ class GroupNormPiece(Piece):
             return None
         return found if (settings["num_groups"], settings["num_channels"]) == (self.groups, self.channels) else None
 
-    def sources(self, tensors: Tensors) -> Tensors:
-        return ()
-
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
         if x.dim() < 2 or x.shape[1] != self.channels or x.numel() <= self.groups:
             return None
@@ -54,19 +49,8 @@ class GroupNormPiece(Piece):
             return None  # torch raises
         return dtype, tuple(held), _format_of(x), x.numel().bit_length()
 
-    def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
-        if x.dtype not in (torch.float32, torch.bfloat16):
-            return f"no kernel for {x.dtype}"
-        return x.dtype if native.available() else f"left to torch: {native.reason()}"
-
-    def how(self, dtype: torch.dtype) -> str:
-        return "native kernel"
-
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         return ("group norm", self.groups, self.channels, dtype, tuple(tensor is None for tensor in tensors))
-
-    def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
-        return None, 0
 
     def run(self, module: nn.Module, x: torch.Tensor, content: Any, tensors: Tensors) -> torch.Tensor:
         eps: Any = module.eps

@@ -25,11 +25,30 @@ RMS_EPSILON = torch.finfo(torch.float32).eps
 CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 
 
-class NormPiece(Piece):
+class UnpackedPiece(Piece):
+    """A norm with a kernel for float32 and bfloat16 that reads the parameters where they are."""
+
+    has_replay = True
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        return ()
+
+    def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            return f"no kernel for {x.dtype}"
+        return x.dtype if native.available() else f"left to torch: {native.reason()}"
+
+    def how(self, dtype: torch.dtype) -> str:
+        return "native kernel"
+
+    def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
+        return None, 0
+
+
+class NormPiece(UnpackedPiece):
     """The checks of a call are spelt out rather than looped over: they are half of the time that a small norm takes."""
 
     act = "norm"
-    has_replay = True
     margin = 1.1  # the checks around a call are not timed, and a norm is short
 
     def __init__(self, module: nn.Module, name: str, options: Options) -> None:
@@ -50,9 +69,6 @@ class NormPiece(Piece):
                 return None
         return found if module.__dict__["normalized_shape"] is self.shape else None
 
-    def sources(self, tensors: Tensors) -> Tensors:
-        return ()
-
     def size_of(self, module: nn.Module, x: torch.Tensor) -> Hashable | None:
         elements = x.numel()
         if not elements or x.shape[-len(self.shape) :] != self.shape:
@@ -65,19 +81,8 @@ class NormPiece(Piece):
                     return None  # torch raises, or warns
         return dtype, held, elements.bit_length()
 
-    def plan(self, x: torch.Tensor, tensors: Tensors) -> torch.dtype | str:
-        if x.dtype not in (torch.float32, torch.bfloat16):
-            return f"no kernel for {x.dtype}"
-        return x.dtype if native.available() else f"left to torch: {native.reason()}"
-
-    def how(self, dtype: torch.dtype) -> str:
-        return "native kernel"
-
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         return ("norm", self.centred, self.shape, dtype, tuple(tensor is None for tensor in tensors))
-
-    def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
-        return None, 0
 
     def run(self, module: nn.Module, x: torch.Tensor, content: Any, tensors: Tensors) -> torch.Tensor:
         if len(self.shape) > 1:

@@ -70,7 +70,7 @@ class Convolution(WeightOperator):
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         norm = None if self.epsilon is None else (self.epsilon, *(id(tensor) for tensor in tensors[2:]))
-        return ("channels last", self.geometry, self.product, norm, tensors[1] is None)
+        return ("channels last", self.geometry, self.product, norm, tensors[1] is None, self.post_op, self.out)
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors
