@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A launcher to run in a process of its own, and scripts for it."""
 
+import signal
 import subprocess
 
 import pytest
@@ -37,6 +38,11 @@ def launcher():
     return run
 
 
+def hear_hang_ups():
+    """Under nohup, tests would start processes that ignore this signal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def started():
     """Start it and go on; what is left at the end is killed."""
@@ -50,7 +56,7 @@ def started():
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
-            **options,
+            **{"preexec_fn": hear_hang_ups, **options},
         )
         processes.append(process)
         return process

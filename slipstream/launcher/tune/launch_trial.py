@@ -39,6 +39,8 @@ LOOK_EVERY = 0.1
 LAST_LINES = 200
 PR_SET_PDEATHSIG = 1
 LAUNCHERS_OWN = ("ipexrun: ", "slipstream: ")
+AN_ERROR = re.compile(r"(\[\d+\] )?[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
+"""How the last line of a traceback begins, perhaps behind the instance's number."""
 
 
 class LaunchedRunner:
@@ -166,11 +168,15 @@ def _marked_lines(place: str, *, several: bool) -> Iterator[tuple[int, str]]:
 
 
 def _why(place: str, code: int) -> str:
-    """The exit code, and the last thing that was said on standard error by the script rather than the launcher."""
+    """The exit code, and the last error, or anything, that was said on standard error by the script rather than the launcher.
+
+    The last line may be of another instance, which was stopped amid a traceback of its own.
+    """
     with open(os.path.join(place, "errors.txt"), encoding="utf-8", errors="replace") as file:
         lines = list(deque((line.strip() for line in file if line.strip()), maxlen=LAST_LINES))
     theirs = [line for line in lines if not line.startswith(LAUNCHERS_OWN)]
-    last = (theirs or lines or [""])[-1]
+    errors = [line for line in theirs if AN_ERROR.match(line)]
+    last = (errors or theirs or lines or [""])[-1]
     signal_name = _signal_name(code)
     return f"exit code {code}{signal_name}" + (f": {last[:200]}" if last else "")
 
