@@ -32,7 +32,8 @@ def against_best(rows: Sequence[dict[str, Any]]) -> list[AgainstBest]:
         able = {
             row["contestant"].removesuffix(f"-{dtype}"): row["rounds_ms"]
             for row in rows
-            if row["model"] == model and row["contestant"].endswith(dtype) and row.get("error", 1.0) <= MOST_ERROR[dtype]
+            if row["model"] == model and row["contestant"].endswith(dtype) and "failure" not in row
+            and row["error"] <= MOST_ERROR[dtype]
         }
         ours = able.pop("ours", None)
         if ours is None or not able:
