@@ -32,7 +32,8 @@ class PackedConvolution:
     dtype: torch.dtype
     groups: int
     numbers: tuple[int, ...]
-    channels: int
+    in_channels: int
+    out_channels: int
     native: bool
 
 
@@ -57,13 +58,13 @@ def pack(
         allowed = f"more than {MOST_TAPS} taps"
         raise UsageError.of("weight", f"with a kernel of {kernel}", allowed, "use torch's own convolution")
     numbers = (*kernel, *stride, *padding, *dilation)
-    channels = int(weight.shape[1]) * groups
+    channels = int(weight.shape[1]) * groups, int(weight.shape[0])
     with torch.no_grad():
         if native.available():
             data = torch.ops.slipstream.pack_convolution(weight.detach(), dtype is torch.bfloat16)
-            return PackedConvolution(data, dtype, groups, numbers, channels, True)
+            return PackedConvolution(data, dtype, groups, numbers, *channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
-        return PackedConvolution(data, dtype, groups, numbers, channels, False)
+        return PackedConvolution(data, dtype, groups, numbers, *channels, False)
 
 
 def convolution(
@@ -84,7 +85,7 @@ def convolution(
     code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
     check_dtypes(x=x.dtype, out_dtype=dtype)
-    check_image(x, packed.channels)
+    check_image(x, packed.in_channels)
     refuse_gradients("convolution", x, bias, residual)
     if not packed.native:
         weight = packed.data

@@ -8,36 +8,19 @@ float32. A NaN or an infinity reaches the outputs that see it, and no other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.depthwise import channels_innermost
+from slipstream.kernels.convolution import PackedConvolution
 from slipstream.kernels.linear import pack as pack_linear
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
 
 _DEPTH = 32
 """Multiple that a row of a bfloat16 kernel times its channels is filled up to: csrc/kernels/linear.h's kPackedDepth."""
-
-
-@dataclass(frozen=True, eq=False)
-class PackedConvolutionLast:
-    """A weight [out, in / groups, kh, kw] in the kernel's order, and the numbers that belong to it; serves every image size.
-
-    ``data`` is opaque; without the native extension it is the weight itself, in ``dtype``.
-    """
-
-    data: torch.Tensor
-    dtype: torch.dtype
-    groups: int
-    numbers: tuple[int, ...]
-    in_channels: int
-    out_channels: int
-    native: bool
 
 
 def pack(
@@ -49,7 +32,7 @@ def pack(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     end_padding: tuple[int, int] | None = None,
-) -> PackedConvolutionLast:
+) -> PackedConvolution:
     """Copy ``weight`` [out, in / groups, kh, kw] (float32 or bfloat16) into the kernel's order, as ``dtype``.
 
     ``padding`` is on both sides, or with ``end_padding`` in front only: rows on top, columns on the left. Raises UsageError for
@@ -67,7 +50,7 @@ def pack(
             data = _in_panels(weight.detach(), dtype, groups)
         else:
             data = weight.detach().to(dtype).contiguous().clone()
-    return PackedConvolutionLast(data, dtype, groups, numbers, of_group * groups, out_channels, native.available())
+    return PackedConvolution(data, dtype, groups, numbers, of_group * groups, out_channels, native.available())
 
 
 def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int) -> torch.Tensor:
@@ -80,7 +63,7 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int) -> torch.T
 
 def convolution_last(
     x: torch.Tensor,
-    packed: PackedConvolutionLast,
+    packed: PackedConvolution,
     bias: torch.Tensor | None = None,
     *,
     post_op: str = "none",
@@ -115,7 +98,7 @@ def convolution_last(
 
 def plain_convolution_last(
     x: torch.Tensor,
-    packed: PackedConvolutionLast,
+    packed: PackedConvolution,
     bias: torch.Tensor | None = None,
     *,
     post_op: str = "none",
@@ -130,7 +113,7 @@ def plain_convolution_last(
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def _pairs(packed: PackedConvolutionLast) -> tuple[tuple[int, ...], ...]:
+def _pairs(packed: PackedConvolution) -> tuple[tuple[int, ...], ...]:
     """Stride, padding in front, dilation, padding behind."""
     _, _, *numbers = packed.numbers
     return tuple(numbers[0:2]), tuple(numbers[2:4]), tuple(numbers[4:6]), tuple(numbers[6:8] or numbers[2:4])

@@ -80,7 +80,7 @@ def _follows(node: fx.Node) -> bool:
 
 def _is_wanted_low(node: fx.Node, wanted: dict[fx.Node, bool]) -> bool:
     """Whether somebody downstream gains from bfloat16, and the script itself is not given this very value."""
-    if any(user.op == "output" or (name_of(user) in VIEWS and _reaches_output(user)) for user in node.users):
+    if is_given_back(node):
         return False
     return any(
         _chooses(user)
@@ -90,9 +90,9 @@ def _is_wanted_low(node: fx.Node, wanted: dict[fx.Node, bool]) -> bool:
     )
 
 
-def _reaches_output(view: fx.Node) -> bool:
-    """Whether a chain of views leads to the output: their strides show the memory that they are views of."""
-    return any(user.op == "output" or (name_of(user) in VIEWS and _reaches_output(user)) for user in view.users)
+def is_given_back(node: fx.Node) -> bool:
+    """Whether the script is given this very memory, as it is or by views: it sees its layout, and may write into it."""
+    return any(user.op == "output" or (name_of(user) in VIEWS and is_given_back(user)) for user in node.users)
 
 
 def _keeps_float32(node: fx.Node, low: set[fx.Node]) -> bool:

@@ -14,7 +14,7 @@ from torch import fx
 
 from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.nodes import arguments, name_of, strides_of, tensor
-from slipstream.optimize.graph.precision import VIEWS
+from slipstream.optimize.graph.precision import is_given_back
 
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _CASTS = {"to", "float", "type_as", "type", "contiguous"}
@@ -56,11 +56,6 @@ def _simplify_cast(graph: fx.Graph, node: fx.Node) -> None:
 def _lays_out_a_result(node: fx.Node, source: torch.Tensor, made: torch.Tensor) -> bool:
     """Whether it puts into another layout what the script is given, as it is or by views."""
     return strides_of(source) != strides_of(made) and is_given_back(node)
-
-
-def is_given_back(node: fx.Node) -> bool:
-    """Whether the script is given this very memory."""
-    return any(user.op == "output" or (name_of(user) in VIEWS and is_given_back(user)) for user in node.users)
 
 
 def _pass_on(graph: fx.Graph, node: fx.Node, source: Any) -> None:

@@ -16,8 +16,7 @@ from torch import fx
 from slipstream.optimize.graph.nodes import name_of, tensor, value
 from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import Operator
-from slipstream.optimize.graph.precision import VIEWS
-from slipstream.optimize.graph.simplify import is_given_back
+from slipstream.optimize.graph.precision import VIEWS, is_given_back
 
 MOST_BYTES = 16 << 20
 """A result may be larger than the weights that it comes from, up to this."""

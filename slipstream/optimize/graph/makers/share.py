@@ -11,7 +11,7 @@ from torch import fx
 
 from slipstream.optimize.graph.nodes import name_of
 from slipstream.optimize.graph.operators.constant import Constant
-from slipstream.optimize.graph.precision import VIEWS
+from slipstream.optimize.graph.precision import is_given_back
 
 
 def share(graph: fx.Graph) -> int:
@@ -26,7 +26,7 @@ def share(graph: fx.Graph) -> int:
         if key is None:
             continue
         known = first.setdefault(key, node)
-        if known is not node and not _is_given_back(node) and not _is_given_back(known):
+        if known is not node and not is_given_back(node) and not is_given_back(known):
             node.replace_all_uses_with(known)
             graph.erase_node(node)
     return before - len(graph.nodes)
@@ -69,8 +69,3 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, (fx.Node, torch.dtype)):
         return value
     return type(value).__name__, repr(value) if isinstance(value, float) else value
-
-
-def _is_given_back(node: fx.Node) -> bool:
-    """Whether the script is given this memory, as it is or as a view."""
-    return any(user.op == "output" or (name_of(user) in VIEWS and _is_given_back(user)) for user in node.users)
