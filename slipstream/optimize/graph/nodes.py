@@ -84,6 +84,11 @@ def arguments(node: Any) -> dict[str, Any] | None:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+def operands_of(node: Any) -> tuple[Any, Any] | None:
+    """Both, of an operation that was given nothing else."""
+    return (node.args[0], node.args[1]) if isinstance(node, fx.Node) and len(node.args) == 2 and not node.kwargs else None
+
+
 def value(node: Any) -> Any:
     """What the node stood for in the capture: a fake tensor, a number, a tuple; None where unknown."""
     return node.meta.get("example_value") if isinstance(node, fx.Node) else None

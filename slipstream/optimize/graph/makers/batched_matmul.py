@@ -10,7 +10,7 @@ from torch import fx
 
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize.graph.makers.replacing import are_given, computes, dtype_of, replace_row
-from slipstream.optimize.graph.nodes import arguments, name_of, only_user, sizes_of, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, only_user, operands_of, sizes_of, tensor
 from slipstream.optimize.graph.operators.batched_matmul import BatchedMatmul
 
 
@@ -41,12 +41,10 @@ def fuse_matmul(graph: fx.Graph, node: fx.Node, _: torch.dtype) -> int:
 
 def _number_of(user: fx.Node, product: fx.Node) -> float | None:
     """What a following product with, or quotient by, a plain number multiplies by."""
-    name, args = name_of(user), user.args
-    if name not in ("mul", "div", "truediv") or len(args) != 2 or user.kwargs:
+    name, operands = name_of(user), operands_of(user)
+    if name not in ("mul", "div") or operands is None or not computes(user, product):
         return None
-    if not computes(user, product):
-        return None
-    first, second = args
+    first, second = operands
     if name == "mul" and second is product:
         first, second = second, first
     if first is not product or isinstance(second, bool) or not isinstance(second, int | float):

@@ -15,7 +15,7 @@ from torch import fx
 
 from slipstream.kernels.post_op import quick_gelu
 from slipstream.optimize.graph.makers.replacing import replace_by
-from slipstream.optimize.graph.nodes import name_of, tensor
+from slipstream.optimize.graph.nodes import name_of, operands_of, tensor
 
 Polynomial = dict[int, float]
 """Power → coefficient."""
@@ -61,7 +61,7 @@ def _factors(node: Any) -> tuple[float, list[fx.Node]]:
     """A product as a number and the nodes that are multiplied."""
     if isinstance(node, (int, float)):
         return float(node), []
-    operands = _operands(node)
+    operands = operands_of(node)
     if operands is not None and name_of(node) in ("mul", "div"):
         (a, first), (b, second) = map(_factors, operands)
         if name_of(node) == "mul":
@@ -73,7 +73,7 @@ def _factors(node: Any) -> tuple[float, list[fx.Node]]:
 
 def _beside_one(node: fx.Node) -> fx.Node | None:
     """What is added to 1."""
-    operands = _operands(node) if name_of(node) == "add" else None
+    operands = operands_of(node) if name_of(node) == "add" else None
     if operands is None:
         return None
     for number, other in (operands, operands[::-1]):
@@ -82,18 +82,13 @@ def _beside_one(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _operands(node: Any) -> tuple[Any, Any] | None:
-    """Both, of an operation that was given nothing else."""
-    return (node.args[0], node.args[1]) if isinstance(node, fx.Node) and len(node.args) == 2 and not node.kwargs else None
-
-
 def _polynomial(node: Any, x: fx.Node) -> Polynomial | None:
     """What a node is as a polynomial of ``x``; None where it is none, or of more than the seventh power."""
     if node is x:
         return {1: 1.0}
     if isinstance(node, (int, float)):
         return {0: float(node)}
-    operands = _operands(node)
+    operands = operands_of(node)
     if operands is None:
         return None
     name, right = name_of(node), operands[1]

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from slipstream.kernels.operands import DTYPES
-from slipstream.optimize.graph.nodes import name_of, only_user, tensor
+from slipstream.optimize.graph.nodes import name_of, only_user, operands_of, tensor
 from slipstream.optimize.graph.operators.constant import Constant
 
 FOLDS = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
@@ -84,7 +84,7 @@ PRODUCTS = frozenset({"matmul", "bmm"})
 
 
 def _product(node: fx.Node) -> Scores | None:
-    first, second = _operands(node) or (None, None)
+    first, second = operands_of(node) or (None, None)
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
         return None
     query, before = unscaled(first)
@@ -95,7 +95,7 @@ def _product(node: fx.Node) -> Scores | None:
 
 
 def _sum(node: fx.Node) -> Scores | None:
-    operands = _operands(node)
+    operands = operands_of(node)
     if operands is None:
         return None
     sign = -1.0 if name_of(node) == "sub" else 1.0
@@ -114,7 +114,7 @@ def _sum(node: fx.Node) -> Scores | None:
 
 
 def _scaled(node: fx.Node) -> Scores | None:
-    operands = _operands(node)
+    operands = operands_of(node)
     if operands is None:
         return None
     for inner, other in (operands, operands[::-1]) if name_of(node) == "mul" else (operands,):
@@ -183,7 +183,7 @@ def unscaled(node: fx.Node) -> tuple[fx.Node, float]:
     """What is multiplied by numbers, and their product."""
     factor = 1.0
     while name_of(node) in ("mul", "div"):
-        operands = _operands(node)
+        operands = operands_of(node)
         if operands is None:
             break
         inner, number = operands[0], number_of(operands[1])
@@ -208,11 +208,6 @@ def turn(node: fx.Node) -> tuple[fx.Node, bool]:
     if name_of(node) == "getattr" and node.args[1:] == ("mT",):
         return inner, True
     return node, False
-
-
-def _operands(node: fx.Node) -> tuple[Any, Any] | None:
-    """Both, of an operation that was given nothing else."""
-    return (node.args[0], node.args[1]) if len(node.args) == 2 and not node.kwargs else None
 
 
 def same_sizes(first: torch.Tensor | None, second: torch.Tensor | None, *, last: int | None = None) -> bool:
