@@ -12,6 +12,7 @@ from slipstream import env
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
 from slipstream.optimize import accounts, attention, guards, leaf_tier, names, options
+from slipstream.optimize.graph import background
 from slipstream.optimize.guards import Verdict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, however pytest imports the tests
@@ -40,6 +41,7 @@ def clean():
 
     wipe()
     yield
+    background.wait()  # on a slow machine a test's calls may have set off a capture, whose imports pytest trips over
     leaf_tier.uninstall()
     attention.uninstall()
     wipe()

@@ -122,6 +122,26 @@ def test_relative_error(fast, original, wanted):
     assert guards.relative_error(torch.tensor(fast), torch.tensor(original)) == wanted
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lay", [lambda x: x, lambda x: x.mT, lambda x: x[..., ::2]])
+def test_relative_error_of_results_that_are_compared_in_parts(lay, dtype):
+    original = lay(torch.randn(2, 7, guards.COMPARED // 8, dtype=dtype))
+    fast = original.clone(memory_format=torch.contiguous_format)
+    fast[-1, -1] *= 1.5
+    wanted = float(0.5 * original[-1, -1].float().norm() / original.float().norm())
+    for one in (fast, torch.empty_like(original).copy_(fast)):  # laid out otherwise, and alike
+        assert guards.relative_error(one, original) == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_value_that_is_not_finite_in_a_large_result_is_seen(value):
+    original = torch.randn(2 * guards.COMPARED + 3)
+    wrong = original.clone()
+    wrong[-1] = value
+    assert guards.relative_error(wrong, original) == math.inf
+    assert guards.relative_error(original, wrong) is None
+
+
 def test_relative_error_of_what_is_not_finite_is_unknown():
     assert guards.relative_error(torch.tensor([1.0]), torch.tensor([math.inf])) is None
 

@@ -48,33 +48,68 @@ class HandOver:
 
 def find(code: CodeType, line: int, parent: nn.Module, name: str) -> HandOver | None:
     """What is proven of the call ``self.<name>(…)`` that ``code``, running with ``self`` = ``parent``, makes at ``line``."""
-    function = _function(code)
-    if function is None or not function.args.args:
+    source = _source(code)
+    if source is None:
         return None
-    reader = _Reader(function, parent, code)
-    calls = [call for call in reader.calls_of(name) if line in _lines(call)]
+    calls = [call for call in source.calls.get(name, ()) if line in _lines(call)]
     if len(calls) != 1:
         return None  # two calls on one line cannot be told apart by the line
+    reader = _Reader(source, parent)
     followers = tuple(reader.followers(calls[0]))
     return HandOver(code, _lines(calls[0]), name, followers, tuple(reader.conditions)) if followers else None
 
 
+class _Source:
+    """One function's syntax tree, looked through once for all instances whose method it is."""
+
+    def __init__(self, function: ast.FunctionDef, code: CodeType) -> None:
+        self.own = function.args.args[0].arg
+        self.plain_locals = set(code.co_varnames) - set(code.co_cellvars)
+        self.above: dict[ast.AST, ast.AST] = {}
+        self.calls: dict[str, list[ast.Call]] = {}
+        self.names: dict[str, list[ast.Name]] = {}
+        self.is_opaque = False
+        nodes: list[ast.AST] = [function]
+        for node in nodes:  # which grows meanwhile
+            self._note(node)
+            for value in vars(node).values():
+                for child in value if isinstance(value, list) else (value,):
+                    if isinstance(child, ast.AST) and not isinstance(child, ast.expr_context):
+                        self.above[child] = node
+                        nodes.append(child)
+
+    def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Name):
+            self.names.setdefault(node.id, []).append(node)
+            self.is_opaque = self.is_opaque or node.id in PEEPING
+        elif isinstance(node, ast.Call):
+            name = self.attribute(node.func)
+            if name is not None:
+                self.calls.setdefault(name, []).append(node)
+        elif isinstance(node, OPAQUE):
+            self.is_opaque = True
+
+    def attribute(self, node: ast.AST) -> str | None:
+        """``name`` where the node is ``self.<name>``."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.own:
+            return node.attr
+        return None
+
+
 @functools.cache
-def _function(code: CodeType) -> ast.FunctionDef | None:
+def _source(code: CodeType) -> _Source | None:
     """The function's syntax tree with the file's line numbers; None where it cannot be had or must not be read."""
     lines = linecache.getlines(code.co_filename)  # not inspect.getsource, which looks through every module there is
+    first = code.co_firstlineno - 1
     try:
-        block = inspect.getblock(lines[code.co_firstlineno - 1 :])
-        function = ast.parse(textwrap.dedent("".join(block))).body[0]
+        block = textwrap.dedent("".join(inspect.getblock(lines[first:])))
+        function = ast.parse("\n" * first + block).body[0]
     except (SyntaxError, IndexError, ValueError, TypeError):
         return None
-    if not isinstance(function, ast.FunctionDef) or function.name != code.co_name:
+    if not isinstance(function, ast.FunctionDef) or function.name != code.co_name or not function.args.args:
         return None
-    ast.increment_lineno(function, code.co_firstlineno - 1)
-    for node in ast.walk(function):
-        if isinstance(node, OPAQUE) or (isinstance(node, ast.Name) and node.id in PEEPING):
-            return None
-    return function
+    source = _Source(function, code)
+    return None if source.is_opaque else source
 
 
 def _lines(node: ast.expr) -> range:
@@ -92,23 +127,12 @@ def _is_there(parent: nn.Module, name: str) -> bool | None:
 class _Reader:
     """One function, read for one instance."""
 
-    def __init__(self, function: ast.FunctionDef, parent: nn.Module, code: CodeType) -> None:
-        self.function = function
-        self.own = function.args.args[0].arg
+    def __init__(self, source: _Source, parent: nn.Module) -> None:
+        self.source = source
+        self.above = source.above
+        self.attribute = source.attribute
         self.parent = parent
-        self.plain_locals = set(code.co_varnames) - set(code.co_cellvars)
-        self.above = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
         self.conditions: list[tuple[str, bool]] = []
-
-    def attribute(self, node: ast.AST) -> str | None:
-        """``name`` where the node is ``self.<name>``."""
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.own:
-            return node.attr
-        return None
-
-    def calls_of(self, name: str) -> list[ast.Call]:
-        calls = (node for node in ast.walk(self.function) if isinstance(node, ast.Call))
-        return [call for call in calls if self.attribute(call.func) == name]
 
     def followers(self, value: ast.expr) -> list[str]:
         """The submodules that a value passes through, one after the other."""
@@ -138,7 +162,7 @@ class _Reader:
     def sole_use(self, assignment: ast.Assign) -> ast.Name | None:
         """Where the variable just assigned is read: in the very next statement, before anything else, and never again."""
         target = assignment.targets[0]
-        if len(assignment.targets) != 1 or not isinstance(target, ast.Name) or target.id not in self.plain_locals:
+        if len(assignment.targets) != 1 or not isinstance(target, ast.Name) or target.id not in self.source.plain_locals:
             return None
         following = self.after(assignment)
         if not isinstance(following, ast.Assign | ast.Return) or following.value is None:
@@ -166,8 +190,7 @@ class _Reader:
         target = statement.targets[0]
         if len(statement.targets) == 1 and isinstance(target, ast.Name) and target.id == variable:
             return True
-        mentions = [node for node in ast.walk(self.function) if isinstance(node, ast.Name) and node.id == variable]
-        return len(mentions) == 2  # one assignment, one read
+        return len(self.source.names[variable]) == 2  # one assignment, one read
 
     def after(self, statement: ast.stmt) -> ast.stmt | None:
         """The statement that runs next, where that is certain."""

@@ -23,7 +23,7 @@ from slipstream.optimize import gates
 from slipstream.optimize.chain import dataflow
 from slipstream.optimize.options import set_up
 from slipstream.optimize.pieces.piece import Piece
-from slipstream.optimize.pieces.sequential import find_row
+from slipstream.optimize.pieces.sequential import find_row, may_go_on
 
 SLOT = "_compiled_call_impl"
 
@@ -85,6 +85,9 @@ class HandOverPiece:
             caller = sys._getframe(CALLER_DEPTH)
             chain = self.chain
             if chain is None:
+                if not _may_be_followed(module, caller):
+                    self.settle(self.plain)
+                    return self.plain(args[0])
                 if not set_up.allowance.affords(READING_S) and gates.module_is_plain(module):
                     return self.plain.wait(module, args[0])
                 chain = self._find_chain(module, caller)
@@ -138,6 +141,14 @@ class _Chain:
             if type(follower.__dict__.get(SLOT)) is not FollowerPiece:
                 return ()  # somebody else's by now: Module.compile() puts its result there
         return followers
+
+
+def _may_be_followed(layer: nn.Module, caller: FrameType) -> bool:
+    """Whether whoever calls has a module that could be behind the layer in a row: else there is nothing to read."""
+    parent = owner_of(caller)
+    if not isinstance(parent, nn.Module):
+        return False
+    return any(module is not None and module is not layer and may_go_on(layer, module) for module in parent._modules.values())
 
 
 def _read_chain(plain: Piece, layer: nn.Module, caller: FrameType) -> _Chain | None:

@@ -50,7 +50,8 @@ SMALL_S = 3e-4
 """A model whose calls are shorter gains nothing: checking a capture's guards takes up to a third of this."""
 
 SHORT_CALLS = 128
-"""So many shorter calls in a row, and the model is not watched any more: watching costs some 3 µs a call."""
+"""So many more shorter calls than longer ones had time for, and the model is not watched any more: watching costs some 3 µs a
+call."""
 
 ASK_S = 1e-5
 """Describing a leaf module, for the question to earlier processes, takes 6 to 9 µs."""
@@ -77,7 +78,7 @@ class Schedule:
     captures: int = 0
     seconds: float = 0.0
     calls: int = 0
-    short: int = 0
+    spare_s: float = 0.0
     sizes: Counter[Hashable] = field(default_factory=Counter)
 
     def note(self, seconds: float, sizes: Hashable) -> None:
@@ -88,12 +89,13 @@ class Schedule:
             self.sizes[sizes] += 1
 
     def note_length(self, seconds: float) -> None:
-        """Some call took this long, perhaps one that no graph may answer."""
-        self.short = self.short + 1 if seconds < SMALL_S else 0
+        """Some call took this long, perhaps one that no graph may answer. A longer one outweighs as many shorter ones as fit
+        into it: one among hundreds may be the collector's, or come after a rest."""
+        self.spare_s = self.spare_s + SMALL_S if seconds < SMALL_S else max(0.0, self.spare_s - seconds)
 
     def is_hopeless(self) -> bool:
         """Whether calls have been too short for any graph for long enough."""
-        return self.short >= SHORT_CALLS and self.captures == 0
+        return self.spare_s > (SHORT_CALLS - 0.5) * SMALL_S and self.captures == 0
 
     def may_ask(self, seconds: float) -> bool:
         """Whether after a call of this length it is time to ask what earlier processes found: not for a model's first call."""

@@ -124,10 +124,9 @@ def find_row(members: list[Any], name: str, options: Options) -> Row:
     if type(first) not in NORM_AFTER or not names.are_wanted(name):
         return Row(1, None)
     norm = activation = None
-    if others and type(others[0]) is NORM_AFTER[type(first)] and _fits(first, others[0]):
+    if others and _is_norm_of(first, others[0]):
         norm = others.pop(0)
-    found = fusable(others[0]) if others else None
-    if found is not None and (found.post_op is not None or type(first) is not nn.Linear):
+    if others and _is_activation_for(first, others[0]):
         activation = others[0]
     followers = tuple(member for member in (norm, activation) if member is not None)
     if not followers:
@@ -138,6 +137,19 @@ def find_row(members: list[Any], name: str, options: Options) -> Row:
     return Row(1 + len(followers), piece)
 
 
-def _fits(layer: Any, norm: Any) -> bool:
+def may_go_on(first: nn.Module, member: nn.Module) -> bool:
+    """Whether a row that begins with the first of these may have the other in it."""
+    return type(first) in NORM_AFTER and (_is_norm_of(first, member) or _is_activation_for(first, member))
+
+
+def _is_norm_of(layer: Any, member: Any) -> bool:
+    """Whether its channels are the layer's outputs."""
+    if type(member) is not NORM_AFTER[type(layer)]:
+        return False
     channels = layer.out_features if type(layer) is nn.Linear else layer.out_channels
-    return bool(norm.num_features == channels)
+    return bool(member.num_features == channels)
+
+
+def _is_activation_for(layer: Any, member: Any) -> bool:
+    found = fusable(member)
+    return found is not None and (found.post_op is not None or type(layer) is not nn.Linear)

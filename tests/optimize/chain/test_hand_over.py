@@ -299,3 +299,29 @@ def test_a_layer_called_outside_any_method_leaves_the_scripts_variables(caller):
         exec(compile(caller, "script.py", "exec"), variables)
         exec(compile(caller, "script.py", "exec"), variables)
     assert variables["mine"] == 42 and variables["y"].shape == (8, 256)
+
+
+class Projections(nn.Module):
+    """What has no norm and no activation, like attention in transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.dropout = nn.Linear(64, 64), nn.Linear(64, 64), nn.Dropout(0.1)
+
+    def forward(self, x):
+        return self.query(x) + self.dropout(self.key(x))
+
+
+@torch.no_grad()
+def test_a_caller_without_norm_and_activation_is_not_read(monkeypatch):
+    read = []
+    monkeypatch.setattr(hand_over.dataflow, "find", lambda *arguments: read.append(arguments))
+    model, x = Projections().eval(), torch.randn(32, 64)
+    wanted = model.query.forward(x) + model.key.forward(x)
+    for _ in range(20):
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+    assert not read
+    block = Intermediate().eval()
+    options.set_up.allowance.earn(1.0)
+    block(x)
+    assert read

@@ -15,6 +15,7 @@ from torch import nn
 from slipstream.decision import log
 from slipstream.optimize import accounts
 from slipstream.optimize.graph import background, schedule, tier
+from slipstream.optimize.graph import root as root_file
 from slipstream.optimize.graph.program import Program
 from slipstream.optimize.optimize_model import optimize_model
 from slipstream.optimize.options import set_up
@@ -221,6 +222,17 @@ def test_a_model_whose_calls_stay_short_is_let_go(engine, monkeypatch, modes, tr
         assert model._compiled_call_impl is None
         assert torch.equal(model(x), model._call_impl(x))
     assert any("too short for a graph" in decision.reason for decision in log)
+
+
+def test_short_calls_on_a_busy_machine_are_short_all_the_same(engine, monkeypatch):
+    monkeypatch.setattr(schedule, "SHORT_CALLS", 3)
+    monkeypatch.setattr(root_file, "elapsed", lambda start: (1.0, schedule.SMALL_S / 2))  # a second, of which others had most
+    engine("float32")
+    model, x = Noting().eval(), torch.randn(2, 64)
+    with torch.no_grad():
+        for _ in range(4):
+            model(x)
+    assert model._compiled_call_impl is None
 
 
 def test_a_sequential_with_nothing_to_fuse_is_watched_all_the_same(at_once):

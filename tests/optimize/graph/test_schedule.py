@@ -103,12 +103,21 @@ def test_calls_that_stay_tiny_are_not_watched_for_ever():
 
     note(schedule.SMALL_S / 2, schedule.SHORT_CALLS - 1)
     assert not plan.is_hopeless()
-    note(2 * schedule.SMALL_S, 1)  # a longer one among them: they begin anew
-    note(schedule.SMALL_S / 2, schedule.SHORT_CALLS - 1)
+    note(20 * schedule.SMALL_S, 1)  # a longer one among them, which is worth as many as fit into it
+    note(schedule.SMALL_S / 2, 20)
     assert not plan.is_hopeless()
     note(schedule.SMALL_S / 2, 1)
     assert plan.is_hopeless()
     plan.begin()
+    assert not plan.is_hopeless()
+
+
+def test_a_model_with_long_calls_among_short_ones_is_watched_on():
+    plan = Schedule(modules=1, share=0.1)
+    for _ in range(100):
+        for _ in range(schedule.SHORT_CALLS // 2):
+            plan.note_length(schedule.SMALL_S / 2)
+        plan.note_length(schedule.SMALL_S * schedule.SHORT_CALLS)
     assert not plan.is_hopeless()
 
 
