@@ -101,6 +101,12 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
       call.q.data = at(q, call.q.type, b, head);
       call.k.data = at(k, call.k.type, b, g);
       call.v.data = at(v, call.v.type, b, g);
+      if (shares == 1 && task + 1 < end) {
+        const int64_t next = (task + 1) / groups, group = (task + 1) % groups;
+        call.q_ahead = at(q, call.q.type, next, group * call.heads);
+        call.k_ahead = at(k, call.k.type, next, group);
+        call.v_ahead = at(v, call.v.type, next, group);
+      }
       call.y = static_cast<char*>(y.data_ptr()) +
                (b * call.queries * heads * e + head * e) * element_size(call.y_type);
       if (mask.tensor) {

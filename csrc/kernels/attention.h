@@ -47,43 +47,110 @@ inline size_t lay_out(const AttentionCall& call, AttentionBuffers& b, void* memo
   return static_cast<size_t>(at - static_cast<uint8_t*>(memory));
 }
 
+constexpr int64_t bytes_of(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
+inline const void* query_at(const AttentionCall& call, int64_t head, int64_t row) {
+  return static_cast<const char*>(call.q.data) + (head * call.q.head + row * call.q.stride) * bytes_of(call.q.type);
+}
+
+// Rows of queries as strips read them: where they lie if they have the step's own type, else copied. Not where they would fall into
+// a few sets of the first-level cache.
 template <Step step>
-void attend_strip(const AttentionCall& call, const AttentionBuffers& b, int64_t head, int64_t begin, int64_t rows) {
+BlockOfX<step> queries_of(const AttentionCall& call, const AttentionBuffers& b, int64_t head, int64_t begin, int64_t rows) {
   using X = typename StepOf<step>::X;
-  constexpr int64_t depth = StepOf<step>::depth;
-  X* q = reinterpret_cast<X*>(b.q);
-  X* p = reinterpret_cast<X*>(b.p);
-  const int64_t steps = (call.depth + depth - 1) / depth, key_panel = steps * kStepBytes;
-  const int64_t value_panels = b.value_columns / kPanelColumns;
+  constexpr ElementType own = sizeof(X) == 2 ? ElementType::bfloat16 : ElementType::float32;
+  const void* data = query_at(call, head, begin);
+  if (call.q.type == own && call.depth % StepOf<step>::depth == 0 && call.q.stride * bytes_of(own) % 2048 != 0) {
+    return {static_cast<const X*>(data), call.q.stride};
+  }
   LinearCall queries;
   queries.k = call.depth;
-  queries.x = {call.q.data, call.q.stride, call.q.type};
-  queries.x.data = static_cast<const char*>(call.q.data) + head * call.q.head * (call.q.type == ElementType::float32 ? 4 : 2);
-  gather_rows(queries, begin, rows, q, b.x_stride);
+  queries.x = {data, call.q.stride, call.q.type};
+  gather_rows(queries, 0, rows, reinterpret_cast<X*>(b.q), b.x_stride);
+  return {reinterpret_cast<const X*>(b.q), b.x_stride};
+}
 
+// Keys and values of the next call are asked for while they are few: a quarter of a 1 MiB second-level cache.
+constexpr int64_t kBytesAhead = 256 * 1024;
+
+// What a strip asks for while it computes: its successor's queries, the lines of y that it will write, a share of the next call's
+// keys and values. Rows of one head lie apart, which the processor does not foresee; and all of them in one go would fill its line
+// buffers and keep loads waiting, so that some are asked for before each product.
+struct AskAhead {
+  const AttentionCall& call;
+  const void *q, *y;
+  int64_t rows;       // of q and of y
+  KeyRange keys;      // of the next call
+  int64_t parts;      // products of the strip
+  int64_t asked = 0;  // parts done
+
+  // Inlined, or the compiler takes a function that does nothing but this for one that does nothing.
+  static SLIPSTREAM_INLINE void ask_for(const void* data, int64_t begin, int64_t end, int64_t stride, int64_t columns,
+                                        ElementType type) {
+    if (!data) return;
+    for (int64_t r = begin; r < end; ++r) {
+      const char* row = static_cast<const char*>(data) + r * stride * bytes_of(type);
+      const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
+      for (; line < row + columns * bytes_of(type); line += 64) __builtin_prefetch(line, 0, 2);
+    }
+  }
+
+  SLIPSTREAM_INLINE void some() {
+    if (asked == parts) return;
+    const int64_t from = rows * asked / parts, to = rows * (asked + 1) / parts, share = keys.end - keys.begin;
+    const int64_t first = keys.begin + share * asked / parts, last = keys.begin + share * (asked + 1) / parts;
+    ask_for(q, from, to, call.q.stride, call.depth, call.q.type);
+    ask_for(y, from, to, call.y_stride, call.value_depth, call.y_type);
+    ask_for(call.k_ahead, first, last, call.k.stride, call.depth, call.k.type);
+    ask_for(call.v_ahead, first, last, call.v.stride, call.value_depth, call.v.type);
+    ++asked;
+  }
+};
+
+// Query rows [begin, begin + rows) of a head; `next` are those of the strip after it, null where there is none.
+struct QueryRows {
+  int64_t head, begin, rows;
+  const void* next;
+  KeyRange ahead;  // its share of the next call's keys
+};
+
+template <Step step>
+void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const QueryRows& strip) {
+  using X = typename StepOf<step>::X;
+  constexpr int64_t depth = StepOf<step>::depth;
+  X* p = reinterpret_cast<X*>(b.p);
+  const int64_t head = strip.head, begin = strip.begin, rows = strip.rows;
+  const int64_t steps = (call.depth + depth - 1) / depth, key_panel = steps * kStepBytes;
+  const int64_t value_panels = b.value_columns / kPanelColumns;
+  const BlockOfX<step> q = queries_of<step>(call, b, head, begin, rows);
+  const KeyRange seen = keys_of_rows(call, begin, begin + rows - 1);
+  const int64_t panels = (seen.end + kPanelColumns - 1) / kPanelColumns - seen.begin / kPanelColumns;
+  const void* y = static_cast<const char*>(call.y) + (head * call.y_head + begin * call.y_stride) * bytes_of(call.y_type);
+  AskAhead ahead = {call, strip.next, y, rows, strip.ahead, (panels > 0 ? panels : 0) + value_panels};
   RowState states[kStripRows];
   begin_rows(states, rows);
-  const KeyRange seen = keys_of_rows(call, begin, begin + rows - 1);
   bool first = true;
   for (int64_t block = seen.begin / kKeyBlock * kKeyBlock; block < seen.end; block += kKeyBlock) {
     const int64_t all = call.keys - block < kKeyBlock ? call.keys - block : kKeyBlock, all_steps = (all + depth - 1) / depth;
     KeyRange keys = {block, seen.end - block < all ? seen.end : block + all};
     if (seen.begin > block) keys.begin = seen.begin / kPanelColumns * kPanelColumns;
     for (int64_t panel = keys.begin / kPanelColumns; panel * kPanelColumns < keys.end; ++panel) {
-      Strips<step>::of[rows - 1](q, b.x_stride, b.k + panel * key_panel, 0, steps,
+      ahead.some();
+      Strips<step>::of[rows - 1](q.rows, q.stride, b.k + panel * key_panel, 0, steps,
                                  b.scores + (panel * kPanelColumns - block) * rows);
     }
     float shrink[kStripRows];
-    for (int64_t r = 0; r < rows; ++r) {
-      const RowPlace<X> place = {b.scores + (keys.begin - block) * rows + r * kPanelColumns, rows * kPanelColumns,
-                                 p + r * b.p_stride + keys.begin - block, kPanelColumns};
-      shrink[r] = weigh_row(call, head, begin + r, keys, depth, place, states[r]);
-    }
+    auto place = [&](int64_t r) {
+      return RowPlace<X>{b.scores + (keys.begin - block) * rows + r * kPanelColumns, rows * kPanelColumns,
+                         p + r * b.p_stride + keys.begin - block, kPanelColumns};
+    };
+    weigh<X>(call, head, begin, rows, keys, depth, place, states, shrink);
     const int64_t skipped = (keys.begin - block) / depth, value_steps = (keys.end - keys.begin + depth - 1) / depth;
     const uint8_t* v = b.v + block / depth * value_panels * kStepBytes + skipped * kStepBytes;
     for (int64_t panel = 0; panel < value_panels; ++panel) {
       float* sums = b.block_sums + panel * rows * kPanelColumns;
       float* total = b.sums + panel * rows * kPanelColumns;
+      ahead.some();
       Strips<step>::of[rows - 1](p + skipped * depth, b.p_stride, v + panel * all_steps * kStepBytes, 0, value_steps,
                                  first ? total : sums);
       if (first) continue;
@@ -103,11 +170,16 @@ void attend(const AttentionCall& call, const AttentionPart& part, void* scratch)
   constexpr int64_t depth = StepOf<step>::depth;
   pack_keys<step>(call, (call.depth + depth - 1) / depth, b.k);
   pack_values<step>(call, kKeyBlock, depth, b.v);
+  const bool few = b.k_bytes + b.v_bytes <= kBytesAhead;
   const int64_t length = part.end - part.begin, strips = (length + kStripRows - 1) / kStripRows;
   for (int64_t head = 0; head < call.heads; ++head) {
+    const bool last = head + 1 == call.heads;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = part.begin + length * s / strips, end = part.begin + length * (s + 1) / strips;
-      attend_strip<step>(call, b, head, begin, end - begin);
+      QueryRows strip = {head, begin, end - begin, call.q_ahead, {0, 0}};
+      if (s + 1 < strips || !last) strip.next = s + 1 < strips ? query_at(call, head, end) : query_at(call, head + 1, part.begin);
+      if (last && few) strip.ahead = {call.keys * s / strips, call.keys * (s + 1) / strips};
+      attend_strip<step>(call, b, strip);
     }
   }
 }

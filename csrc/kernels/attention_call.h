@@ -31,6 +31,7 @@ struct AttentionCall {
   MaskType mask_type = MaskType::none;
   int64_t mask_head = 0, mask_row = 0, mask_key = 0;  // strides in elements; 0 where the mask is the same for all
   bool bfloat16 = true;               // multiply in bfloat16, else in float32
+  const void *q_ahead = nullptr, *k_ahead = nullptr, *v_ahead = nullptr;  // the thread's next call's, or null
 };
 
 // Keys [begin, end).

@@ -66,11 +66,18 @@ inline void pack_values(const AttentionCall& call, int64_t block, int64_t paddin
           if constexpr (step == Step::float32) {
             store(reinterpret_cast<float*>(to) + c, value(key, column));
           } else {
-            uint16_t halves[2 * kWidth];
-            store(halves, value(key, column));
-            store(halves + kWidth, value(key + 1, column));
-            const VecU low = widened(*reinterpret_cast<const VecHInMemory*>(halves));
-            const VecU high = widened(*reinterpret_cast<const VecHInMemory*>(halves + kWidth));
+            VecU low, high;
+            if (call.v.type == ElementType::bfloat16 && key + 1 < call.keys && column + kWidth <= call.value_depth) {
+              const uint16_t* first_row = static_cast<const uint16_t*>(call.v.data) + key * call.v.stride + column;
+              low = widened(*reinterpret_cast<const VecHInMemory*>(first_row));
+              high = widened(*reinterpret_cast<const VecHInMemory*>(first_row + call.v.stride));
+            } else {
+              uint16_t halves[2 * kWidth];
+              store(halves, value(key, column));
+              store(halves + kWidth, value(key + 1, column));
+              low = widened(*reinterpret_cast<const VecHInMemory*>(halves));
+              high = widened(*reinterpret_cast<const VecHInMemory*>(halves + kWidth));
+            }
             store(reinterpret_cast<float*>(to) + c, reinterpret_cast<Vec>(low | (high << 16)));
           }
         }
@@ -81,7 +88,7 @@ inline void pack_values(const AttentionCall& call, int64_t block, int64_t paddin
 
 constexpr float kInfinity = __builtin_inff();
 
-// The mask of one query row over the keys [key, key + count), as something to add to scores: key by key.
+// The mask of one query row over some keys, as something to add to scores: key by key.
 __attribute__((noinline)) inline Vec mask_by_key(const AttentionCall& call, int64_t from, int64_t count) {
   const ElementType type = call.mask_type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
   Vec v{};
@@ -96,13 +103,18 @@ __attribute__((noinline)) inline Vec mask_by_key(const AttentionCall& call, int6
   return v;
 }
 
-// The same of a whole register where keys are neighbours.
+// The same a register at a time where keys are neighbours.
 SLIPSTREAM_INLINE Vec mask_at(const AttentionCall& call, int64_t head, int64_t row, int64_t key) {
   const int64_t from = head * call.mask_head + row * call.mask_row + key * call.mask_key, left = call.keys - key;
-  if (call.mask_key != 1 || left < kWidth) return mask_by_key(call, from, left < kWidth ? left : kWidth);
-  if (call.mask_type == MaskType::float32) return load(static_cast<const float*>(call.mask) + from);
-  if (call.mask_type == MaskType::bfloat16) return load(static_cast<const uint16_t*>(call.mask) + from);
-  return select(load_bytes(static_cast<const uint8_t*>(call.mask) + from) == 0, broadcast(-kInfinity), Vec{});
+  const bool whole = left >= kWidth;
+  if (call.mask_key != 1 || (!whole && call.mask_type == MaskType::boolean)) {
+    return mask_by_key(call, from, whole ? kWidth : left);
+  }
+  if (call.mask_type == MaskType::boolean) {
+    return select(load_bytes(static_cast<const uint8_t*>(call.mask) + from) == 0, broadcast(-kInfinity), Vec{});
+  }
+  const ElementType type = call.mask_type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
+  return whole ? load_element(call.mask, type, from) : load_element_partly(call.mask, type, from, left);
 }
 
 // What a row has seen so far: the largest score (minus infinity: none), in every lane, and the weights' sum, lane by lane.
@@ -117,11 +129,7 @@ inline void begin_rows(RowState* states, int64_t rows) {
   }
 }
 
-template <typename X>
-SLIPSTREAM_INLINE Vec weight_of(Vec distance) {
-  if constexpr (sizeof(X) == 2) return exp_for_bf16(distance);
-  return exp(distance);
-}
+constexpr float kLog2OfE = 1.44269504f;
 
 // Where a row's scores of a run of keys lie, and where its weights go: 32 of each side by side, the next 32 a step further.
 // Weights may lie over scores that are done with.
@@ -146,45 +154,81 @@ SLIPSTREAM_INLINE void for_keys(int64_t count, const Act& act) {
 
 __attribute__((noinline)) inline Vec capped(Vec v, float softcap) { return tanh(v) * softcap; }
 
-// One row's scores of the keys [keys.begin, keys.end), which begin at a panel, become weights exp(score - most), followed by zeros
-// up to a multiple of `padding` keys. Returns the factor by which what was summed before shrinks: 1 unless a larger score was
-// found.
-template <typename X>
-SLIPSTREAM_INLINE float weigh_row(const AttentionCall& call, int64_t head, int64_t row, KeyRange keys, int64_t padding,
-                                  const RowPlace<X> place, RowState& state) {
+// Scores with nothing added to them stay as the product left them: their scale becomes part of the exponential's.
+inline bool scores_are_plain(const AttentionCall& call) { return call.softcap == 0 && !call.mask && call.scale > 0; }
+
+// One row's scores of the keys [keys.begin, keys.end), which begin at a panel: scaled, capped and masked where they are not plain,
+// minus infinity where the row may not see. Takes the largest into `state`.
+template <bool plain, typename X>
+SLIPSTREAM_INLINE void find_largest(const AttentionCall& call, int64_t head, int64_t row, KeyRange keys, const RowPlace<X> place,
+                                    RowState& state) {
   const KeyRange seen = keys_of_rows(call, row, row);
-  const int64_t count = keys.end - keys.begin, from = seen.begin - keys.begin, to = seen.end - keys.begin;
-  const bool is_plain = call.softcap == 0 && !call.mask;
+  const int64_t from = seen.begin - keys.begin, to = seen.end - keys.begin;
   const float scale = call.softcap > 0 ? call.scale / call.softcap : call.scale;
   Vec most = state.most;
-  for_keys(count, [&](int64_t panel, int64_t column) {
+  for_keys(keys.end - keys.begin, [&](int64_t panel, int64_t column) {
     float* at = place.scores + panel * place.scores_step + column;
     const int64_t key = panel * kPanelColumns + column;
-    Vec v = load(at) * scale;
-    if (!is_plain) {
+    const bool whole = key >= from && key + kWidth <= to;
+    Vec v = load(at);
+    if constexpr (!plain) {
+      v *= scale;
       if (call.softcap > 0) v = capped(v, call.softcap);
       if (call.mask) v += mask_at(call, head, row, keys.begin + key);
     }
-    if (key < from || key + kWidth > to) v = lanes_within(v, from - key, to - key, -kInfinity);
-    store(at, v);
+    if (!whole) v = lanes_within(v, from - key, to - key, -kInfinity);
+    if (!plain || !whole) store(at, v);
     most = at_least(most, v);
   });
-  const float before = state.most[0];
   state.most = largest_of_lanes(most);
-  const Vec offset = state.most[0] == -kInfinity ? Vec{} : state.most;
+}
+
+// The row's weights 2^(factor * (score - largest)), followed by zeros up to a multiple of `padding` keys; their sum, lane by lane.
+template <bool plain, typename X>
+SLIPSTREAM_INLINE Vec weigh_row(int64_t count, int64_t padding, float factor, const RowPlace<X> place, const RowState& state) {
+  const Vec most = state.most[0] == -kInfinity ? Vec{} : state.most, scaled = most * factor;
   Vec sum{};
   for_keys(count, [&](int64_t panel, int64_t column) {
-    const Vec w = weight_of<X>(load(place.scores + panel * place.scores_step + column) - offset);
+    const Vec v = load(place.scores + panel * place.scores_step + column);
+    // Masks hold the least finite number, which is to stay finite until the largest score is taken off.
+    const Vec w = exp2<sizeof(X) == 2>(plain ? v * factor - scaled : (v - most) * factor);
     sum += w;
     store(place.weights + panel * place.weights_step + column, w);
   });
   for (int64_t key = round_up(count, kWidth); key < round_up(count, padding); key += kWidth) {
     store(place.weights + key / kPanelColumns * place.weights_step + key % kPanelColumns, Vec{});
   }
-  float shrink = 1;
-  if (state.most[0] > before) shrink = before == -kInfinity ? 0.f : weight_of<X>(before - state.most)[0];
-  state.sum = state.sum * shrink + sum;
-  return shrink;
+  return sum;
+}
+
+// A strip's scores of the keys [keys.begin, keys.end) become weights, row by row, rows lying at `place` of their number. shrink[r]
+// is the factor by which what was summed before shrinks: 1 unless a larger score was found.
+template <bool plain, typename X, typename Place>
+inline void weigh_strip(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, KeyRange keys, int64_t padding,
+                        const Place& place, RowState* states, float* shrink) {
+  const float factor = plain ? call.scale * kLog2OfE : kLog2OfE;
+  // All rows' largest first, so that the long way from lane to lane is that of several rows at once.
+  for (int64_t r = 0; r < rows; ++r) {
+    shrink[r] = states[r].most[0];
+    find_largest<plain, X>(call, head, begin + r, keys, place(r), states[r]);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    RowState& state = states[r];
+    const Vec sum = weigh_row<plain, X>(keys.end - keys.begin, padding, factor, place(r), state);
+    const float before = shrink[r];
+    shrink[r] = 1;
+    if (state.most[0] > before) {
+      shrink[r] = before == -kInfinity ? 0.f : exp2<sizeof(X) == 2>((before - state.most) * factor)[0];
+    }
+    state.sum = state.sum * shrink[r] + sum;
+  }
+}
+
+template <typename X, typename Place>
+inline void weigh(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, KeyRange keys, int64_t padding,
+                  const Place& place, RowState* states, float* shrink) {
+  scores_are_plain(call) ? weigh_strip<true, X>(call, head, begin, rows, keys, padding, place, states, shrink)
+                         : weigh_strip<false, X>(call, head, begin, rows, keys, padding, place, states, shrink);
 }
 
 // Sums [panel of value columns][panel_rows][32] of the rows from `begin` on, divided by the weights' sums, to y.

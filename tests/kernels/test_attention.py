@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`attention` is softmax(scale · Q Kᵀ + mask) V: any shape, strides, mask, grouping and level, within its docstring's bound."""
 
+import math
+
 import pytest
 import torch
 from attention_oracle import BOUND, DTYPES, error, oracle
@@ -94,6 +96,45 @@ def test_threads_do_not_change_bits(level):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(alone, together) or level == "plain"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_dtype", DTYPES)
+def test_queries_are_read_in_place_or_copied(level, dtype, in_dtype):
+    """Rows one after the other, as a projection leaves them, at strides that are multiples of 2048 bytes, and of odd depth; the
+    results are the same numbers, wherever the other heads lie."""
+    torch.manual_seed(4)
+    for heads, length, depth in ((3, 49, 32), (32, 26, 64), (2, 77, 31), (4, 50, 64)):
+        whole = torch.randn(2, length, 3, heads, depth).to(in_dtype)
+        q, k, v = (whole[:, :, i].transpose(1, 2) for i in range(3))
+        y = attention(q, k, v, dtype=dtype)
+        assert error(y, oracle(q, k, v)) <= BOUND[torch.bfloat16 if torch.bfloat16 in (dtype, in_dtype) else dtype]
+        dense = attention(q.contiguous(), k.contiguous(), v.contiguous(), dtype=dtype)
+        assert torch.equal(y, dense) or level == "plain"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0])
+def test_any_scale(level, dtype, scale):
+    torch.manual_seed(5)
+    q, k, v = torch.randn(1, 2, 20, 16), torch.randn(1, 2, 37, 16), torch.randn(1, 2, 37, 16)
+    for causal in (False, True):
+        if causal and scale <= 0 and level == "plain":
+            continue  # torch's kernel scales the infinities, too, that hide keys
+        y = attention(q, k, v, causal=causal, scale=scale, dtype=dtype)
+        assert error(y, oracle(q, k, v, causal=causal, scale=scale)) <= BOUND[dtype] * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_of_any_number_of_keys(level, dtype):
+    """The last keys of a mask are fewer than a register has lanes, and what lies behind them is not read as theirs."""
+    torch.manual_seed(6)
+    for keys in (1, 3, 17, 49):
+        q, k, v = torch.randn(2, 2, 13, 8), torch.randn(2, 2, keys, 8), torch.randn(2, 2, keys, 8)
+        behind = torch.full((2, 1, 13, keys + 16), math.nan)
+        behind[..., :keys] = torch.randn(2, 1, 13, keys)
+        for mask in (behind[..., :keys], behind.bfloat16()[..., :keys], (behind > -1)[..., :keys]):
+            assert error(attention(q, k, v, mask, dtype=dtype), oracle(q, k, v, mask)) <= BOUND[dtype] * 2
 
 
 def test_bad_input_names_the_argument():

@@ -77,12 +77,16 @@ inline void attend_block(const AttentionCall& call, const TileAttention& b, int6
     multiply_strip(strip, strip.q, b.depth_tiles * kTileElements, kTileElements, k + panel * b.key_panel(), b.depth_tiles,
                    b.scores + panel * panel_scores, true);
   }
-  for (int64_t r = 0; r < strip.rows; ++r) {
-    // A row's weights, 64 bytes a panel, lie over scores of its own and of rows above it, which are weights by then.
-    const RowPlace<uint16_t> place = {b.scores + r * kPanelColumns, panel_scores,
-                                      reinterpret_cast<uint16_t*>(b.scores) + r * kTileDepth, 2 * panel_scores};
-    const float shrink = weigh_row(call, head, strip.begin + r, keys, kPanelColumns, place, strip.states[r]);
-    if (shrink == 1 || strip.first) continue;
+  // A row's weights, 64 bytes a panel, lie over scores of its own and of rows above it, which are weights by then.
+  auto place = [&](int64_t r) {
+    return RowPlace<uint16_t>{b.scores + r * kPanelColumns, panel_scores,
+                              reinterpret_cast<uint16_t*>(b.scores) + r * kTileDepth, 2 * panel_scores};
+  };
+  float shrinks[kQueryStrip];
+  weigh<uint16_t>(call, head, strip.begin, strip.rows, keys, kPanelColumns, place, strip.states, shrinks);
+  for (int64_t r = 0; r < strip.rows && !strip.first; ++r) {
+    const float shrink = shrinks[r];
+    if (shrink == 1) continue;
     for (int64_t panel = 0; panel < b.value_panels; ++panel) {
       float* line = strip.sums + panel * panel_scores + r * kPanelColumns;
       for (int64_t c = 0; c < kPanelColumns; c += kWidth) store(line + c, load(line + c) * shrink);
