@@ -14,10 +14,23 @@ namespace {
 // Multiplications that repay waking another thread: see bind/linear.cpp.
 constexpr int64_t kWorthAThread = 250'000;
 
+// More are converted in a pass of their own, by blocks of channels.
+constexpr int64_t kMostPlanes = 8;
+
+// Images whose channels are innermost, or few planes whose rows are dense.
+void set_images(ConvolutionLastCall& call, const Tensor& x) {
+  if (x.dim() != 4 || x.size(1) > kMostPlanes || x.size(1) <= 1 || x.stride(1) == 1 || (x.stride(3) != 1 && x.size(3) > 1)) {
+    call.x = as_images(x, "x");
+    return;
+  }
+  call.x = {x.data_ptr(), element_type(x, "x"), x.stride(0), x.stride(2), 1};
+  call.channel = x.stride(1);
+}
+
 ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,
                              const std::vector<int64_t>& numbers) {
   ConvolutionLastCall call;
-  call.x = as_images(x, "x");
+  set_images(call, x);
   STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0 && x.size(1) > 0,
                   "groups: channels are no multiple");
   call.in_channels = x.size(1) / groups;
@@ -41,7 +54,7 @@ ConvolutionLastCall group_of(ConvolutionLastCall call, int64_t group, int64_t pa
   auto move = [](const void* data, int64_t elements, ElementType type) {
     return data ? static_cast<const char*>(data) + elements * element_size(type) : nullptr;
   };
-  call.x.data = move(call.x.data, group * call.in_channels, call.x.type);
+  call.x.data = move(call.x.data, group * call.in_channels * call.channel, call.x.type);
   linear.weight = move(linear.weight, group * panels * call.panel_elements(), linear.weight_type);
   linear.bias = move(linear.bias, columns, linear.bias_type);
   linear.residual.data = move(linear.residual.data, columns, linear.residual.type);

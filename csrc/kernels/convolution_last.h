@@ -123,16 +123,26 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
       });
 }
 
+template <Step step>
+size_t scratch_of(const ConvolutionLastCall& call, const LinearPart& part) {
+  const int64_t bytes = reads_lines<step>(call) ? LinesPlan<step>(call).bytes : LastPlan<step>(call, part).scratch.bytes;
+  return static_cast<size_t>(bytes);
+}
+
+template <Step step>
+void lines_or_images(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
+  reads_lines<step>(call) ? convolve_lines<step>(call, part, scratch) : convolve_last<step>(call, part, scratch);
+}
+
 // Rows of y are the part's rows here: out_height of each image.
 inline size_t convolution_last_scratch(const ConvolutionLastCall& call, const LinearPart& part) {
-  const bool halves = call.linear.weight_type == ElementType::bfloat16;
-  const LastScratch need = halves ? LastPlan<kBf16Step>(call, part).scratch : LastPlan<Step::float32>(call, part).scratch;
-  return static_cast<size_t>(need.bytes);
+  return call.linear.weight_type == ElementType::bfloat16 ? scratch_of<kBf16Step>(call, part)
+                                                          : scratch_of<Step::float32>(call, part);
 }
 
 inline void convolution_last(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
-  call.linear.weight_type == ElementType::bfloat16 ? convolve_last<kBf16Step>(call, part, scratch)
-                                                   : convolve_last<Step::float32>(call, part, scratch);
+  call.linear.weight_type == ElementType::bfloat16 ? lines_or_images<kBf16Step>(call, part, scratch)
+                                                   : lines_or_images<Step::float32>(call, part, scratch);
 }
 
 }  // namespace SLIPSTREAM_LEVEL

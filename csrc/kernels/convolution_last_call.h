@@ -12,7 +12,8 @@ struct ConvolutionLastCall {
   int64_t in_channels = 0, height = 0, width = 0, out_height = 0, out_width = 0;
   int64_t kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;
   int64_t padding_height = 0, padding_width = 0, dilation_height = 1, dilation_width = 1;  // padding above and on the left
-  Images x;           // [image, height, width, in_channels]
+  Images x;             // [image, height, width, in_channels]
+  int64_t channel = 1;  // elements from a channel of x to the next; where it is another, pixels of a row are neighbours
   // Rows are the pixels of y [image, out_height, out_width], columns its channels. Its x is not used. Its weight is packed as
   // in linear.h, in panels of the depth [row of the kernel][row_depth()]: a row of the kernel times in_channels, as pixels of
   // one row lie in memory, and zeros behind it.

@@ -86,6 +86,37 @@ SLIPSTREAM_INLINE void convert(const void* from, ElementType type, int64_t index
   if (i < count) store_first(to + i, count - i, load_element_partly(from, type, index + i, count - i));
 }
 
+// Lanes [begin, begin + kWidth) of three registers as they lie interleaved: abcabc.
+template <int begin, int... lane>
+SLIPSTREAM_INLINE Vec third_of_three(Vec a, Vec b, Vec c, LaneList<lane...>) {
+  const Vec ab = __builtin_shufflevector(a, b, ((begin + lane) % 3 == 1 ? kWidth : 0) + (begin + lane) / 3 ...);
+  return __builtin_shufflevector(ab, c, ((begin + lane) % 3 == 2 ? kWidth + (begin + lane) / 3 : lane)...);
+}
+
+// Pixels of which channels lie `call.channel` elements apart, in rows that have their pixels side by side.
+template <typename X>
+void interleave_planes(const ConvolutionLastCall& call, int64_t from, int64_t count, int64_t place, X* to) {
+  int64_t i = 0;
+  if (call.in_channels == 3 && place == 3) {
+    for (; i + kWidth <= count; i += kWidth, to += 3 * kWidth) {
+      const Vec a = load_element(call.x.data, call.x.type, from + i);
+      const Vec b = load_element(call.x.data, call.x.type, from + call.channel + i);
+      const Vec c = load_element(call.x.data, call.x.type, from + 2 * call.channel + i);
+      store(to, third_of_three<0>(a, b, c, Lanes{}));
+      store(to + kWidth, third_of_three<kWidth>(a, b, c, Lanes{}));
+      store(to + 2 * kWidth, third_of_three<2 * kWidth>(a, b, c, Lanes{}));
+    }
+  }
+  for (; i < count; i += kWidth, to += kWidth * place) {
+    const int64_t pixels = count - i < kWidth ? count - i : kWidth;
+    for (int64_t k = 0; k < call.in_channels; ++k) {
+      X plane[kWidth];
+      store(plane, load_element_partly(call.x.data, call.x.type, from + k * call.channel + i, pixels));
+      for (int64_t p = 0; p < pixels; ++p) to[p * place + k] = plane[p];
+    }
+  }
+}
+
 // `count` pixels of x, zeros where they are outside of it, from the column `column` on; `place` elements apart.
 template <typename X>
 void copy_pixels(const ConvolutionLastCall& call, int64_t at, int64_t column, int64_t count, int64_t place, X* to) {
@@ -94,7 +125,9 @@ void copy_pixels(const ConvolutionLastCall& call, int64_t at, int64_t column, in
   const int64_t stop = call.width - column < before ? before : call.width - column < count ? call.width - column : count;
   __builtin_memset(to, 0, static_cast<size_t>(before * place) * sizeof(X));
   const int64_t from = at + (column + before) * call.x.pixel;
-  if (place == channels && call.x.pixel == channels) {
+  if (call.channel != 1) {
+    interleave_planes(call, from, stop - before, place, to + before * place);
+  } else if (place == channels && call.x.pixel == channels) {
     convert(call.x.data, call.x.type, from, (stop - before) * channels, to + before * place);
   } else {
     for (int64_t i = before; i < stop; ++i) {

@@ -16,6 +16,7 @@
 #include "recurrent.h"
 #include "convolution.h"
 #include "convolution_last_image.h"
+#include "convolution_lines.h"
 #include "convolution_last.h"
 #include "depthwise_tile.h"
 #include "winograd_transform.h"

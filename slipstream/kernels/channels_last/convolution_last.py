@@ -19,6 +19,9 @@ from slipstream.kernels.linear import pack as pack_linear
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
 
+MOST_PLANES = 8
+"""Up to so many channels the kernel reads images channels first: csrc/bind/convolution_last.cpp's kMostPlanes."""
+
 _DEPTH = 32
 """Multiple that a row of a bfloat16 kernel times its channels is filled up to: csrc/kernels/linear.h's kPackedDepth."""
 
@@ -72,10 +75,10 @@ def convolution_last(
 ) -> torch.Tensor:
     """y [N, out, oh, ow] = post_op(conv(x [N, in, h, w]) + bias [out] + residual [N, out, oh, ow]), channels last.
 
-    x, bias and residual are float32 or bfloat16, each as it likes; where channels are not innermost in memory x and residual
-    are converted first. y is ``out_dtype`` or x's dtype. Raises UsageError for an unknown post-op or dtype, for another number
-    of channels than the weight's and for images smaller than the kernel, RuntimeError for other sizes that do not fit together
-    and where a gradient would have to be recorded.
+    x, bias and residual are float32 or bfloat16, each as it likes; where channels are not innermost in memory the residual and
+    an x of more than 8 channels are converted first. y is ``out_dtype`` or x's dtype. Raises UsageError for an unknown post-op
+    or dtype, for another number of channels than the weight's and for images smaller than the kernel, RuntimeError for other
+    sizes that do not fit together and where a gradient would have to be recorded.
     """
     code = code_of(post_op)
     dtype = x.dtype if out_dtype is None else out_dtype
@@ -91,9 +94,14 @@ def convolution_last(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     return torch.ops.slipstream.convolution_last.default(
-        channels_innermost(x), packed.data, packed.out_channels, bias, packed.groups, packed.numbers, code, residual,
-        dtype is torch.bfloat16,
+        x if in_planes(x) else channels_innermost(x), packed.data, packed.out_channels, bias, packed.groups, packed.numbers,
+        code, residual, dtype is torch.bfloat16,
     )  # fmt: skip
+
+
+def in_planes(x: torch.Tensor) -> bool:
+    """Few channels, of each of which rows of pixels lie side by side."""
+    return x.shape[1] <= MOST_PLANES and x.stride(3) == 1
 
 
 def plain_convolution_last(

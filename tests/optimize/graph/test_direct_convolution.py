@@ -39,14 +39,17 @@ def operands(residual_width=None):
 @pytest.mark.parametrize("won", [True, False])
 @pytest.mark.parametrize(("behind", "residual_width"), [(None, 18), (None, None), ((3, 4), 19), ((2, 4), None)])
 @pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
-def test_the_winner_answers_and_means_the_same(raced, monkeypatch, won, behind, residual_width, out):
+@pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
+def test_the_winner_answers_and_means_the_same(raced, monkeypatch, won, behind, residual_width, out, product):
     monkeypatch.setattr(guards.SpeedGuard, "known", lambda *_: guards.Verdict(won, 2.0))
-    operator = Convolution(torch.bfloat16, out, replace(GEOMETRY, end_padding=behind), "relu", None)
-    tensors = operands(residual_width)
-    y = operator(*tensors)
-    assert isinstance(operator.pack.content, Direct if won else OneDnn)
-    assert y.dtype is out
-    assert error(y, operator.plain(*tensors)) < 2e-2
+    operator = Convolution(product, out, replace(GEOMETRY, end_padding=behind), "relu", None)
+    x, *tensors = operands(residual_width)
+    wanted = operator.plain(x, *tensors)
+    for image in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16()):
+        y = operator(image, *tensors)
+        assert isinstance(operator.pack.content, Direct if won else OneDnn)
+        assert y.dtype is out
+        assert error(y, wanted) < 2e-2
 
 
 def test_a_race_is_held_once_a_kind_and_reported_and_leaves_the_sequence_of_random_numbers(raced):
@@ -69,10 +72,12 @@ def test_a_race_is_held_once_a_kind_and_reported_and_leaves_the_sequence_of_rand
 def test_what_is_worth_a_race(monkeypatch):
     stem, wide, grouped = torch.empty(64, 3, 7, 7), torch.empty(128, 128, 3, 3), torch.empty(128, 4, 3, 3)
     half, many = torch.bfloat16, Geometry((1, 1), (1, 1), (1, 1), 32, (1, 128, 14, 14))
-    for level, wanted in {"amx": (True, True, False), "avx512_bf16": (True, False, False), "avx512": (False,) * 3}.items():
+    few = (True, False, False)
+    for level, wanted in {"amx": (True, True, False), "avx512_bf16": few, "avx2": few}.items():
         monkeypatch.setattr(native, "active_level", lambda level=level: level)
         found = may_win(stem, GEOMETRY, half), may_win(wide, GEOMETRY, half), may_win(grouped, many, half)
         assert found == wanted
+        assert may_win(stem, GEOMETRY, torch.float32)
         assert not may_win(wide, GEOMETRY, torch.float32)
     monkeypatch.setattr(native, "active_level", lambda: "amx")
     assert not may_win(stem, Geometry((2, 2), (3, 3), (1, 1), 1, (0, 3, 40, 36)), half)

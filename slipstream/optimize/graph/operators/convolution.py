@@ -214,7 +214,7 @@ class OverlappingRows:
 
 
 class Direct:
-    """Any kernel and stride, tap by tap."""
+    """Any kernel and stride, on images of few channels as they come."""
 
     what = "direct kernel"
 
@@ -228,7 +228,7 @@ class Direct:
         self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = _channels_last_or_copied(x, self.product)
+        image = x if direct_kernel.in_planes(x) else _channels_last_or_copied(x, self.product)
         return direct_kernel.convolution_last(
             image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
         )
@@ -305,15 +305,14 @@ def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> A
 def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> bool:
     """Whether our direct kernel is worth a race with oneDNN for this weight [out, in / groups, kh, kw].
 
-    On tiles it is, where a group has outputs for half a panel. At level avx512_bf16 both are at the processor's limit, and only
-    images of few channels are. In float32, and at lower levels, oneDNN was never slower.
+    On images of few channels it is, which it reads as they come. On tiles in bfloat16 it is too, where a group has outputs for
+    half a panel. Elsewhere both are at the processor's limit, or oneDNN was never slower.
     """
-    if product is not torch.bfloat16 or not all(geometry.size):
+    if not all(geometry.size) or not native.available():
         return False
-    level = native.active_level()
-    if level == "amx":
+    if native.active_level() == "amx" and product is torch.bfloat16:
         return weight.shape[0] // geometry.groups >= 16
-    return level == "avx512_bf16" and geometry.groups == 1 and weight.shape[1] <= FEW_CHANNELS
+    return geometry.groups == 1 and weight.shape[1] <= FEW_CHANNELS
 
 
 def rival_of(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> type[OverlappingRows] | type[Direct] | None:
@@ -341,7 +340,9 @@ def faster_of_two(
     part = Convolution(owner.product, owner.out, g, owner.post_op, None)
     ours, theirs = rival(weight, bias, part), OneDnn(weight, bias, part)
     own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
-    x = torch.randn(g.size, generator=own).to(owner.product, memory_format=torch.channels_last)
+    x = torch.randn(g.size, generator=own)
+    if weight.shape[1] > FEW_CHANNELS:  # else the image that a script has: float32, channels first
+        x = x.to(owner.product, memory_format=torch.channels_last)
     macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
     verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
     _say_who_won(rival, weight, g, verdict)

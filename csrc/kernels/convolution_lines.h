@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// Direct convolution, channels last, with few weights: all that an output sees of one row of pixels is a run of memory, and the
+// runs of neighbouring outputs overlap. So a line of x is copied once, zero-padded and in the type that is multiplied, and
+// strips read their rows out of it where these lie; nothing is gathered. That is for images of few channels (the first layer of
+// a network for vision), where copies and results cost as much as products. Needs kernels/convolution_last_image.h.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+template <Step step>
+int64_t line_steps(const ConvolutionLastCall& call) {
+  return (call.kernel_width * call.in_channels + StepOf<step>::depth - 1) / StepOf<step>::depth;
+}
+
+inline int64_t panel_bytes_of(const ConvolutionLastCall& call) {
+  return call.panel_elements() * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
+}
+
+// Whether the weights stay in the caches beside lines, and a sum over them is short enough to be one.
+template <Step step>
+bool reads_lines(const ConvolutionLastCall& call) {
+  const int64_t panels = (call.linear.n + kPanelColumns - 1) / kPanelColumns;
+  return call.dilation_width == 1 && call.kernel_height * line_steps<step>(call) <= kStepsPerSum &&
+         panels * panel_bytes_of(call) <= kWeightsBesideRows;
+}
+
+// What some neighbouring outputs see: of each of `count` lines `steps` steps of depth, the first output at `offset`, and others
+// `stride` elements apart. The weights of the lines are `row_bytes` apart.
+template <Step step>
+struct SeenLines {
+  const typename StepOf<step>::X* const* lines;
+  int64_t count, steps, offset, stride, row_bytes;
+};
+
+// sums[r][v] = the product of `rows` outputs and `vectors` registers of columns.
+template <Step step, int rows, int vectors>
+SLIPSTREAM_INLINE void multiply_lines(Vec (&sums)[rows][vectors], const SeenLines<step>& seen, const uint8_t* w) {
+  for (int64_t line = 0; line < seen.count; ++line, w += seen.row_bytes) {
+    const typename StepOf<step>::X* x = seen.lines[line] + seen.offset;
+    for (int64_t s = 0; s < seen.steps; ++s) {
+      multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, seen.stride, w + s * kStepBytes);
+    }
+  }
+}
+
+// Where the results of a strip go: to y at its first output and column, between bounds, or unfinished to sums [rows][32].
+struct LinesEnd {
+  const LinearCall* call;
+  int64_t row, column;
+  float low, high;
+  float* sums;
+};
+
+template <Step step, int rows, int vectors, typename Y>
+void strip_of_lines(const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
+  Vec sums[rows][vectors] = {};
+  multiply_lines<step, rows, vectors>(sums, seen, w);
+  const LinearCall& call = *end.call;
+  Y* y = static_cast<Y*>(call.y) + end.row * call.y_stride + end.column;
+  const Vec low = broadcast(end.low), high = broadcast(end.high);
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t left = call.n - end.column - v * kWidth, count = left < kWidth ? left : kWidth;
+    if (count <= 0) return;
+    if (call.bias) {
+      const Vec bias = load_element_partly(call.bias, call.bias_type, end.column + v * kWidth, count);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) sums[r][v] += bias;
+    }
+    if (count == kWidth) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) store(y + r * call.y_stride + v * kWidth, at_most(at_least(sums[r][v], low), high));
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        store_first(y + r * call.y_stride + v * kWidth, count, at_most(at_least(sums[r][v], low), high));
+      }
+    }
+  }
+}
+
+// The same into end.sums, unfinished.
+template <Step step, int rows, int vectors>
+void sums_of_lines(const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
+  Vec sums[rows][vectors] = {};
+  multiply_lines<step, rows, vectors>(sums, seen, w);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(end.sums + r * kPanelColumns + v * kWidth, sums[r][v]);
+  }
+}
+
+template <Step step>
+using StripOfLines = void (*)(const SeenLines<step>&, const uint8_t*, const LinesEnd&);
+template <Step step, int vectors, int... rows>
+struct StripOfLinesTable {
+  static constexpr StripOfLines<step> into_sums[] = {sums_of_lines<step, rows, vectors>...};
+  static constexpr StripOfLines<step> into_float[] = {strip_of_lines<step, rows, vectors, float>...};
+  static constexpr StripOfLines<step> into_bf16[] = {strip_of_lines<step, rows, vectors, uint16_t>...};
+};
+#if SLIPSTREAM_WIDTH == 16
+template <Step step, int vectors>
+using StripsOfLines = StripOfLinesTable<step, vectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#else
+template <Step step, int vectors>
+using StripsOfLines = StripOfLinesTable<step, vectors, 1, 2, 3, 4, 5, 6>;
+#endif
+
+template <Step step, int vectors>
+const StripOfLines<step>* strips_of_lines(const LinearCall& call, bool bounded) {
+  if (!bounded) return StripsOfLines<step, vectors>::into_sums;
+  return call.y_type == ElementType::float32 ? StripsOfLines<step, vectors>::into_float
+                                             : StripsOfLines<step, vectors>::into_bf16;
+}
+
+template <typename X>
+bool all_finite(const X* x, int64_t count) {
+  constexpr uint32_t high = 0x7f800000u, low = sizeof(X) == 2 ? 0x7f80u : 0u;
+  VecI found{};
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(X))) {
+    for (int64_t w = 0; w < kLineWords; w += kWidth) {
+      const VecU words = load_words(x + i + w * 4 / static_cast<int64_t>(sizeof(X)));
+      found |= (words & high) == high;
+      if constexpr (low != 0) found |= (words & low) == low;
+    }
+  }
+  bool any = false;
+  for (int i = 0; i < kWidth; ++i) any |= found[i] != 0;
+  return !any;
+}
+
+// What a part keeps in scratch memory: a ring of lines, and room for the windows of one strip where they must not overlap.
+template <Step step>
+struct LinesPlan {
+  using X = typename StepOf<step>::X;
+  static constexpr int64_t kInLine = 64 / static_cast<int64_t>(sizeof(X));
+  int64_t steps, pixels, line, lines, window, windows, bytes;
+
+  explicit LinesPlan(const ConvolutionLastCall& call) {
+    steps = line_steps<step>(call);
+    pixels = (call.out_width - 1) * call.stride_width + call.kernel_width;
+    line = round_up(pixels * call.in_channels + StepOf<step>::depth, kInLine);
+    lines = call.reach_height() + 1;
+    window = round_up(steps * StepOf<step>::depth, kInLine);
+    windows = call.kernel_height * kStripRows * window;
+    bytes = (lines * line + windows) * static_cast<int64_t>(sizeof(X)) + lines * 16 + call.kernel_height * 16;
+  }
+};
+
+// Lines of x as outputs of one row see them, read once each as rows of y go by.
+template <Step step>
+class Lines {
+ public:
+  using X = typename StepOf<step>::X;
+
+  Lines(const ConvolutionLastCall& call, const LinesPlan<step>& plan, void* scratch)
+      : call_(call), plan_(plan), ring_(static_cast<X*>(scratch)), windows_(ring_ + plan.lines * plan.line),
+        held_(reinterpret_cast<int64_t*>(windows_ + plan.windows)), finite_(held_ + plan.lines),
+        seen_(reinterpret_cast<const X**>(finite_ + plan.lines)), separate_(seen_ + call.kernel_height) {
+    for (int64_t i = 0; i < plan.lines; ++i) held_[i] = -1;
+  }
+
+  // Has all lines at hand that the row of y, counted through all images, sees.
+  void move_to(int64_t row) {
+    const int64_t index = row / call_.out_height;
+    const int64_t top = row % call_.out_height * call_.stride_height - call_.padding_height;
+    const TapRange inside = taps_inside(top, call_.height, call_.dilation_height, call_.kernel_height);
+    first_ = inside.first;
+    count_ = inside.last - inside.first;
+    overlap_ = true;
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t source = top + (first_ + i) * call_.dilation_height, slot = source % plan_.lines;
+      read(index, source, slot);
+      seen_[i] = ring_ + slot * plan_.line;
+      overlap_ &= finite_[slot] != 0;
+    }
+  }
+
+  // Kernel rows before those that lie in the image.
+  int64_t first() const { return first_; }
+
+  // What the outputs [position, position + rows) see.
+  SeenLines<step> at(int64_t position, int64_t rows, int64_t row_bytes) {
+    const int64_t apart = call_.stride_width * call_.in_channels, offset = position * apart;
+    if (overlap_) return {seen_, count_, plan_.steps, offset, apart, row_bytes};
+    for (int64_t i = 0; i < count_; ++i) {
+      X* to = windows_ + i * kStripRows * plan_.window;
+      separate_[i] = to;
+      const X* from = seen_[i] + offset;
+      for (int64_t r = 0; r < rows; ++r) copy_window(from + r * apart, to + r * plan_.window);
+    }
+    return {separate_, count_, plan_.steps, 0, plan_.window, row_bytes};
+  }
+
+ private:
+  void read(int64_t index, int64_t source, int64_t slot) {
+    const int64_t name = index * call_.height + source;
+    if (held_[slot] == name) return;
+    held_[slot] = name;
+    X* line = ring_ + slot * plan_.line;
+    const int64_t used = plan_.pixels * call_.in_channels;
+    const int64_t at = index * call_.x.image + source * call_.x.row;
+    copy_pixels(call_, at, -call_.padding_width, plan_.pixels, call_.in_channels, line);
+    __builtin_memset(line + used, 0, static_cast<size_t>(plan_.line - used) * sizeof(X));
+    // A step that goes beyond a window takes a neighbour times a weight of zero.
+    const bool beyond = plan_.steps * StepOf<step>::depth != call_.kernel_width * call_.in_channels;
+    finite_[slot] = !beyond || all_finite(line, plan_.line);
+  }
+
+  void copy_window(const X* from, X* to) {
+    const int64_t depth = call_.kernel_width * call_.in_channels;
+    __builtin_memcpy(to, from, static_cast<size_t>(depth) * sizeof(X));
+    for (int64_t k = depth; k < plan_.window; ++k) to[k] = X{};
+  }
+
+  const ConvolutionLastCall& call_;
+  const LinesPlan<step>& plan_;
+  X* ring_;
+  X* windows_;
+  int64_t* held_;    // the row of x in each place of the ring, counted through all images
+  int64_t* finite_;  // whether it may be multiplied by zero
+  const X** seen_;
+  const X** separate_;
+  int64_t first_ = 0, count_ = 0;
+  bool overlap_ = true;
+};
+
+// Asks for lines of y that the next strip writes: results are written faster than hardware brings in what they replace.
+inline void ask_to_write(const LinearCall& call, int64_t begin, int64_t end) {
+  const int64_t row_bytes = call.y_stride * (call.y_type == ElementType::float32 ? 4 : 2);
+  const char* y = static_cast<const char*>(call.y);
+  for (const char* p = y + begin * row_bytes; p < y + end * row_bytes; p += 64) __builtin_prefetch(p, 1, 3);
+}
+
+// Strips of one row of y, whose lines are at hand.
+template <Step step>
+void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines<step>& lines, int64_t row, LinesEnd end,
+                  bool bounded) {
+  const LinearCall& linear = call.linear;
+  const StripOfLines<step>* two = strips_of_lines<step, 2>(linear, bounded);
+  const StripOfLines<step>* one = strips_of_lines<step, 1>(linear, bounded);
+  const int64_t panel_bytes = panel_bytes_of(call), row_bytes = panel_bytes / call.kernel_height;
+  const uint8_t* weight = static_cast<const uint8_t*>(linear.weight) + lines.first() * row_bytes;
+  const int64_t strips = (call.out_width + kStripRows - 1) / kStripRows, stop = part.m_end * call.out_width;
+  const bool whole_rows = (part.panel_end - part.panel_begin) * kPanelColumns >= linear.n;
+  float* sums = end.sums;
+  for (int64_t s = 0; s < strips; ++s) {
+    const int64_t position = call.out_width * s / strips, rows = call.out_width * (s + 1) / strips - position;
+    const SeenLines<step> seen = lines.at(position, rows, row_bytes);
+    end.row = row * call.out_width + position;
+    const int64_t next = end.row + rows, after = next + kStripRows;
+    if (whole_rows) ask_to_write(linear, next, after < stop ? after : stop);
+    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+      const int64_t begin = panel * kPanelColumns;
+      const int64_t columns = linear.n - begin < kPanelColumns ? linear.n - begin : kPanelColumns;
+      const uint8_t* w = weight + panel * panel_bytes;
+      for (int64_t c = 0; c < columns; c += kStripColumns) {
+        end.column = begin + c;
+        end.sums = sums + c;
+        (columns - c > kWidth ? two : one)[rows - 1](seen, w + c * kColumnBytes, end);
+      }
+      if (!bounded) finish_tile(linear, sums, kPanelColumns, end.row, rows, begin);
+    }
+  }
+}
+
+template <Step step>
+void convolve_lines(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
+  const LinesPlan<step> plan(call);
+  Lines<step> lines(call, plan, scratch);
+  alignas(64) float sums[kStripRows * kPanelColumns];
+  LinesEnd end{&call.linear, 0, 0, 0, 0, sums};
+  const bool bounded = ends_in_bounds(call.linear, end.low, end.high) && !call.linear.residual.data;
+  for (int64_t row = part.m_begin; row < part.m_end; ++row) {
+    lines.move_to(row);
+    convolve_row(call, part, lines, row, end, bounded);
+  }
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
