@@ -74,6 +74,7 @@ _short_lived: Counter[Any] = Counter()
 _hooks: list[Any] = []
 _lock = threading.RLock()  # a pack may go, and _retire run, wherever memory is collected
 _spoils = [0]
+_moves = [0]
 
 
 def _in_child() -> None:
@@ -135,6 +136,7 @@ def rehouse(pack: Pack, content: Any) -> None:
     """Let a pack answer from equal content in memory that another pack accounts for."""
     with _lock:
         pack.content = content
+        _moves[0] += 1
         set_up.packed_bytes -= pack.life.bytes
         pack.life.bytes = 0
 
@@ -144,6 +146,11 @@ def of_nothing(kind: Any) -> Pack:
     return Pack(None, (), Life(kind, 0))
 
 
+def changes() -> tuple[int, int]:
+    """Differs from what it was where a pack may have been made invalid, or given other memory, without a change of a stamp."""
+    return _spoils[0], _moves[0]
+
+
 def lives_are_short(kind: Any) -> bool:
     """Whether packs of this kind (operator and shape) went unused before: then a weight has to come twice."""
     return _short_lived[kind] >= 2
@@ -151,6 +158,7 @@ def lives_are_short(kind: Any) -> bool:
 
 def drop_all() -> None:
     """Make every pack invalid, for whoever still holds one."""
+    _spoils[0] += 1
     with _lock:  # a capture may be packing beside
         for pack in tuple(_packs.values()):
             pack.valid = False

@@ -14,6 +14,7 @@ from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import guards
 from slipstream.optimize.graph.autocast import left_on_error
 from slipstream.optimize.graph.lower import Lowered
+from slipstream.optimize.graph.settled import Settling
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest relative error of an output, ‖fast − reference‖ / ‖reference‖, by the dtype that is multiplied in.
@@ -42,6 +43,7 @@ class Program:
         self.precision = asked_precision()
         self.undecided = 0
         self.raised: Exception | None = None
+        self.settling = Settling(lowered.fast)
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Any:
@@ -50,9 +52,10 @@ class Program:
         precision = asked_precision()
         if precision != self.precision:
             self.precision, self.is_right = precision, False
+            self.settling.settled = None
         try:
             if self.is_right and not self.lowered.regions:
-                return self.fast(*inputs)
+                return self.settling.way(inputs)(*inputs)
             with left_on_error():
                 return self.fast(*inputs) if self.is_right else self._prove(inputs)
         except Exception as error:  # noqa: BLE001 - a failure of ours, or the script's own error, which the reference raises again

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.operators.operator import PackedOperator, Tensors
+from slipstream.optimize.graph.operators.operator import Answer, PackedOperator, Tensors
 
 
 class Constant(PackedOperator):
@@ -44,6 +44,12 @@ class Constant(PackedOperator):
         if self.fixed is None:
             self.fixed, _ = self.make(tensors)
         return self.fixed
+
+    def settle(self) -> Answer | None:
+        if self.pack is None:
+            return None
+        made = self.pack.content
+        return lambda *_: made, (self.pack,)
 
     def __call__(self, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -9,6 +9,7 @@ rows that overlap, else the direct kernel, on an image of this size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -24,7 +25,8 @@ from slipstream.kernels.channels_last import depthwise as depthwise_kernel
 from slipstream.kernels.channels_last import winograd as winograd_kernel
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize import guards
-from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.graph.operators import quick
+from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
 from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 
 _ops = torch.ops.mkldnn
@@ -88,12 +90,14 @@ class Convolution(WeightOperator):
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        if content is None:
-            return self.plain(x, residual, *tensors)
-        if residual is not None:
-            residual = transpose.to_channels_last(residual, residual.dtype)
-        result: torch.Tensor = content(x, residual)
-        return result
+        return self.plain(x, residual, *tensors) if content is None else _answer(content, x, residual)
+
+    def settle(self) -> Answer | None:
+        if self.pack is None:
+            return None
+        content = self.pack.content
+        found = content.quick() if isinstance(content, Pointwise | Winograd) else None
+        return found or functools.partial(_answer, content), (self.pack,)
 
     def plain(self, x: Any, residual: Any, weight: Any, bias: Any, *norm: Any) -> torch.Tensor:
         """The same from torch's functions, in float32, on weights that cannot be packed."""
@@ -108,6 +112,13 @@ class Convolution(WeightOperator):
         if residual is not None:
             y = y + residual
         return apply_post_op(y, self.post_op).to(self.out)
+
+
+def _answer(way: Any, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+    if residual is not None:
+        residual = transpose.to_channels_last(residual, residual.dtype)
+    result: torch.Tensor = way(x, residual)
+    return result
 
 
 def _channels_last_or_copied(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -139,6 +150,11 @@ class Pointwise:
             out_dtype=self.out,
         )
         return y.permute(0, 3, 1, 2)
+
+    def quick(self) -> quick.Quick:
+        return quick.pointwise(
+            self.packed, self.bias, self.stride, self.post_op, self.out, functools.partial(_answer, self)
+        )
 
 
 class Depthwise:
@@ -172,6 +188,9 @@ class Winograd:
         return winograd_kernel.convolution_3x3(
             x, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
         )
+
+    def quick(self) -> quick.Quick:
+        return quick.convolution_3x3(self.packed, self.bias, self.post_op, self.out)
 
 
 class OverlappingRows:

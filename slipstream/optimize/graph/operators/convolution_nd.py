@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from slipstream.kernels import transpose
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize.graph.operators.convolution import Convolution
-from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
 from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
 
 _ops = torch.ops.mkldnn
@@ -30,6 +30,13 @@ class Convolution1d(Convolution):
         weight, *rest = tensors
         assert weight is not None
         return super().make((weight.detach().unsqueeze(2), *rest))
+
+    def settle(self) -> Answer | None:
+        found = super().settle()
+        if found is None:
+            return None
+        answer, held = found
+        return lambda x, added, *_: answer(x.unsqueeze(2), None if added is None else added.unsqueeze(2)).squeeze(2), held
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from slipstream.kernels import transpose
 from slipstream.kernels.channels_last import inverted_residual as kernel
 from slipstream.optimize.graph.operators.convolution import Convolution
-from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
 
 
 class InvertedResidual(WeightOperator):
@@ -47,6 +48,13 @@ class InvertedResidual(WeightOperator):
         missing = any(made is None and part is not None for made, part in zip(found, self.parts, strict=True))
         return None if missing else found
 
+    def settle(self) -> Answer | None:
+        held = tuple(part[0].pack for part in self.parts if part is not None)
+        if None in held:
+            return None
+        content = [None if part is None or part[0].pack is None else part[0].pack.content for part in self.parts]
+        return functools.partial(self._answer, content), tuple(pack for pack in held if pack is not None)
+
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
         if content is None:
@@ -54,6 +62,9 @@ class InvertedResidual(WeightOperator):
             for operator, weights in shares:
                 x = operator(x, residual if operator is shares[-1][0] else None, *weights)
             return x  # type: ignore[no-any-return]
+        return self._answer(content, x, residual)
+
+    def _answer(self, content: Any, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
         first, middle, last = content
         image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
         return kernel.inverted_residual(

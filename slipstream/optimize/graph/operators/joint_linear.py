@@ -10,8 +10,9 @@ import torch
 
 from slipstream.kernels import linear as kernel
 from slipstream.optimize import packs
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.linear import LinearOperator, shared_kind
-from slipstream.optimize.graph.operators.operator import Tensors
+from slipstream.optimize.graph.operators.operator import Answer, Tensors
 
 
 class JointLinear(LinearOperator):
@@ -50,6 +51,13 @@ class JointLinear(LinearOperator):
             if pack is not None:
                 packs.rehouse(pack, (view, *pack.content[1:]))
         return (joint, _bias(weights, biases)), joint.data.numel() * joint.data.element_size()
+
+    def settle(self) -> Answer | None:
+        if self.pack is None:
+            return None
+        packed, bias = self.pack.content
+        run = quick.linear(packed, self.post_op, self.out)
+        return None if run is None else (lambda x, *_: run(x, None, None, bias), (self.pack,))
 
     def __call__(self, x: Any, _: None, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from slipstream.kernels import linear as kernel
-from slipstream.optimize.graph.operators.operator import Tensors, WeightOperator
+from slipstream.optimize.graph.operators import quick
+from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
 
 Rows = tuple[int, int] | None
 """From one row of a weight to before another."""
@@ -76,6 +77,22 @@ class Linear(LinearOperator):
             shift = None if bias is None else bias.detach().float() * scale.detach().float()
         packed = kernel.pack(weight, dtype=self.held.dtype, parts=self.held.parts)
         return (packed, shift), packed.data.numel() * packed.data.element_size()
+
+    def settle(self) -> Answer | None:
+        if self.pack is None:
+            return None
+        packed, shift = self.pack.content
+        run = quick.linear(packed if self.rows is None else self._part_of(packed, self.rows), self.post_op, self.out)
+        if run is None:
+            return None
+        rows, scaled = self.rows, shift
+
+        def answer(x: Any, residual: Any, multiplier: Any, weight: Any, bias: Any, scale: Any) -> torch.Tensor:
+            if rows is not None and bias is not None:
+                bias = bias[rows[0] : rows[1]]
+            return run(x, residual, multiplier, bias if scale is None else scaled)
+
+        return answer, (self.pack,)
 
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ import torch
 from slipstream.optimize import packs
 
 Tensors = tuple[torch.Tensor | None, ...]
+
+Answer = tuple[Callable[..., Any], tuple[packs.Pack, ...]]
+"""A function of what a call takes, and the packs that it uses in place of the weights."""
 
 PATIENCE = 3
 """Packs that may go unused before the weights count as ones that change at every call."""
@@ -67,6 +70,10 @@ class PackedOperator(Operator):
     def is_shared(self, tensors: Tensors) -> bool:
         """Whether a layer, or another graph, holds the pack already."""
         return packs.find(self.pack_kind(tensors), *self.sources(tensors)) is not None
+
+    def settle(self) -> Answer | None:
+        """What may answer in its place, without a look at the weights, while its packs fit them; None where nothing may."""
+        return None
 
     def content(self, tensors: Tensors) -> Any:
         """What was packed from just these tensors as they are now; None where they must not be, or change too often."""
