@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prepacked convolution answers with torch's numbers, dtype, shape and strides, in every layout."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
+from slipstream.decision import log
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
@@ -92,3 +94,62 @@ def test_a_setting_changed_afterwards_goes_to_the_original():
     piece = ConvolutionPiece(conv, "conv", Options(torch.float32))
     conv.stride = (2, 2)
     assert piece.tensors(conv) is None
+
+
+LARGE = [
+    (nn.Conv1d(64, 64, 3, stride=2), (1, 64, 4000)),
+    (nn.Conv1d(64, 64, 128, padding=64, groups=16), (2, 64, 3000)),
+    (nn.Conv2d(64, 64, 3, padding=2, dilation=2), (1, 64, 60, 80)),
+    (nn.Conv2d(1, 512, 7, padding="same"), (3, 1, 60, 80)),
+    (nn.Conv3d(16, 64, 3), (1, 16, 40, 20, 20)),
+    (nn.ConvTranspose1d(64, 64, 4, stride=2, padding=1), (1, 64, 4000)),
+    (nn.ConvTranspose2d(64, 64, 3, stride=2, output_padding=1), (1, 64, 60, 40)),
+]
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape", "channels_last"),
+    [*((*case, False) for case in LARGE), *((conv, shape, True) for conv, shape in LARGE if len(shape) == 4)],
+)
+@torch.no_grad()
+def test_of_a_large_image_some_rows_are_compared(engine, monkeypatch, conv, shape, channels_last):
+    ran = []
+    run = ConvolutionPiece.run
+
+    def noting(piece, module, x, *rest):
+        ran.append(x.shape[2])
+        return run(piece, module, x, *rest)
+
+    monkeypatch.setattr(ConvolutionPiece, "run", noting)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    conv = copy.deepcopy(conv).eval()
+    wanted = conv(x)
+    engine("float32")
+    conv(x)
+    got = conv(x)
+    assert (got.shape, got.stride()) == (wanted.shape, wanted.stride())
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+    compared, *answered = ran
+    assert answered and set(answered) == {x.shape[2]}
+    assert compared < x.shape[2]
+
+
+@torch.no_grad()
+def test_where_those_rows_are_empty_the_whole_is_compared():
+    conv, x = nn.Conv2d(64, 64, 3).eval(), torch.zeros(1, 64, 60, 80)
+    piece = ConvolutionPiece(conv, "conv", Options())
+    assert piece.excerpt(conv, x) is x
+    x[:, :, 30, 7] = 1.0
+    assert piece.excerpt(conv, x).shape[2] < 60
+
+
+@torch.no_grad()
+def test_a_wrong_pack_is_found_on_those_rows(engine, monkeypatch):
+    run = ConvolutionPiece.run
+    monkeypatch.setattr(ConvolutionPiece, "run", lambda *arguments: run(*arguments) * 1.001)
+    conv, x = nn.Conv2d(64, 64, 3).eval(), torch.randn(1, 64, 60, 80)
+    wanted = conv(x)
+    engine("float32")
+    for _ in range(3):
+        assert torch.equal(conv(x), wanted)
+    assert any("not accurate enough" in decision.reason for decision in log)

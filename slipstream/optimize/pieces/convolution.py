@@ -26,6 +26,9 @@ from slipstream.optimize.pieces.weight_layer import WeightLayerPiece
 
 _ops = torch.ops.mkldnn
 
+LEAST_ROWS = 4
+"""Of a result, to compare."""
+
 
 class ConvolutionPiece(WeightLayerPiece):
     """nn.Conv1d, Conv2d, Conv3d and their transposes."""
@@ -155,6 +158,20 @@ class ConvolutionPiece(WeightLayerPiece):
         macs = max(1.0, pixels * weight.numel())
         images = max(1, int(guards.TRIAL_MACS // macs))
         return (x if images >= x.shape[0] else x[:images]).detach(), macs * x.shape[0]
+
+    def excerpt(self, module: nn.Module, part: torch.Tensor) -> torch.Tensor:
+        """Rows from the middle of an image that is more than enough by itself; all of it where those rows are empty."""
+        stride, _, dilation, *_ = self.settings
+        conv: Any = module
+        row_macs = self.sample(module, part)[1] / (part.shape[0] * part.shape[2])
+        span = dilation[0] * (conv.kernel_size[0] - 1) + 1
+        rows = max(span + LEAST_ROWS * stride[0], int(guards.TRIAL_MACS // row_macs))
+        formats = (torch.contiguous_format, layouts.CHANNELS_LAST.get(part.dim(), torch.contiguous_format))
+        lies = next((form for form in formats if part.is_contiguous(memory_format=form)), None)
+        if part.shape[0] > 1 or rows >= part.shape[2] or lies is None:
+            return part
+        middle = part.narrow(2, (part.shape[2] - rows) // 2, rows).contiguous(memory_format=lies)
+        return middle if bool(middle.any()) else part
 
     def _comes_out_channels_last(self, x: torch.Tensor | None) -> bool:
         """torch follows its input or its weight; in one dimension it makes both contiguous first."""

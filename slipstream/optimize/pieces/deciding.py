@@ -88,7 +88,10 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
             return None
         pack, is_new = piece.pack, False
         plain_s = guards.speed.expected_s(question, macs)
-        wanted = guards.speed.is_fasts_turn(question) if verdict is None else not _is_cheaper_after(verdict, part, x)
+        if verdict is None:
+            wanted = guards.speed.is_fasts_turn(question)
+        else:
+            wanted = not _is_cheaper_after(verdict, piece.excerpt(module, part), x)
         if pack is None and wanted:
             undecided = Turn(question, dtype, part, macs, None, False)
             pack, is_new = _prepare(piece, module, x, tensors, undecided, credit=guards.credit(verdict, plain_s)), True
@@ -104,9 +107,9 @@ def turn(piece: Piece, module: nn.Module, x: Any, tensors: Tensors, size: Hashab
         return Turn(question, dtype, part, macs, pack, fast, counts=counts)
 
 
-def _is_cheaper_after(verdict: guards.Verdict, part: Any, x: Any) -> bool:
+def _is_cheaper_after(verdict: guards.Verdict, excerpt: Any, x: Any) -> bool:
     """Whether to let the original answer a first call, because the whole of that answer is what the check needs."""
-    return verdict.earlier and _first(part).shape == _first(x).shape
+    return verdict.earlier and _first(excerpt).shape == _first(x).shape
 
 
 def free_originals(piece: Piece, tensors: Tensors) -> None:
@@ -199,7 +202,8 @@ def _prepare(
     if pack is None and not _may_pack(piece, kind, sources):
         return None
     size = sum(tensor.nbytes for tensor in sources if tensor is not None)
-    whole = y if y is not None and _first(now.part).shape == _first(x).shape else None
+    excerpt = piece.excerpt(module, now.part)
+    whole = y if y is not None and _first(excerpt).shape == _first(x).shape else None
     runs = 1 if whole is not None else 2
     check_s = runs * guards.speed.expected_s(now.question, min(now.macs, guards.TRIAL_MACS))
     if not set_up.affords(check_s + (costs.expected_s(piece.act, size) if pack is None else 0.0) - credit):
@@ -215,7 +219,7 @@ def _prepare(
                 pack = packs.make(kind, lambda: piece.make(module, tensors, now.dtype), *sources)
                 costs.saw(piece.act, size, fair(elapsed(start)))
             piece.unchecked = pack  # held, for data with which it can be checked
-            if not _is_right(piece, module, whole, pack, tensors, now) or not pack.fits(tensors):
+            if not _is_right(piece, module, excerpt, whole, pack, tensors, now) or not pack.fits(tensors):
                 return None
             piece.pack, piece.unchecked = pack, None
             piece.note_first("packed; the next calls decide which is faster")
@@ -239,11 +243,11 @@ def _may_pack(piece: Piece, kind: Hashable, sources: Tensors) -> bool:
 
 
 def _is_right(
-    piece: Piece, module: nn.Module, whole: Any, pack: packs.Pack, tensors: Tensors, now: Turn
+    piece: Piece, module: nn.Module, excerpt: Any, whole: Any, pack: packs.Pack, tensors: Tensors, now: Turn
 ) -> bool:
-    """Compare on the sample; beyond the limit the piece is given up."""
-    wanted = flat(piece.original(module, now.part) if whole is None else whole)
-    got = flat(piece.run(module, now.part, pack.content, tensors))
+    """Compare on the excerpt; ``whole`` is what the original gave for it, if it did. Beyond the limit the piece is given up."""
+    wanted = flat(piece.original(module, excerpt) if whole is None else whole)
+    got = flat(piece.run(module, excerpt, pack.content, tensors))
     if [_form(one) for one in got] != [_form(one) for one in wanted]:
         piece.give_up(module, "the fast result has another dtype, shape or strides")
         return False

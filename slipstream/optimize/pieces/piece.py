@@ -83,6 +83,10 @@ class Piece:
         """Part of ``x`` for a trial, and the multiply-adds that the whole of it would take."""
         raise NotImplementedError
 
+    def excerpt(self, module: nn.Module, part: Any) -> Any:
+        """What of a sample is enough to compare results on."""
+        return part
+
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         """What packs depend on beside the weights, and equal pieces share: operator, shapes, settings."""
         raise NotImplementedError
