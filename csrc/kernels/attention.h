@@ -114,6 +114,21 @@ struct QueryRows {
   KeyRange ahead;  // its share of the next call's keys
 };
 
+// Scores [rows][32] of a panel of keys; of a register of them where the rows see no more.
+template <Step step>
+SLIPSTREAM_INLINE void score_panel(const BlockOfX<step>& q, const uint8_t* k, int64_t steps, int64_t rows, int64_t keys,
+                                   float* scores) {
+  if (kStripColumns == kPanelColumns && keys <= kWidth && steps <= kMostSteps<step>) {
+    LinearCall half;
+    half.n = kWidth;
+    half.y = scores;
+    half.y_stride = kPanelColumns;
+    const float unbounded = __builtin_inff();
+    return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded);
+  }
+  Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores);
+}
+
 template <Step step>
 void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const QueryRows& strip) {
   using X = typename StepOf<step>::X;
@@ -136,8 +151,8 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
     if (seen.begin > block) keys.begin = seen.begin / kPanelColumns * kPanelColumns;
     for (int64_t panel = keys.begin / kPanelColumns; panel * kPanelColumns < keys.end; ++panel) {
       ahead.some();
-      Strips<step>::of[rows - 1](q.rows, q.stride, b.k + panel * key_panel, 0, steps,
-                                 b.scores + (panel * kPanelColumns - block) * rows);
+      score_panel(q, b.k + panel * key_panel, steps, rows, keys.end - panel * kPanelColumns,
+                  b.scores + (panel * kPanelColumns - block) * rows);
     }
     float shrink[kStripRows];
     auto place = [&](int64_t r) {

@@ -88,7 +88,7 @@ inline void pack_values(const AttentionCall& call, int64_t block, int64_t paddin
 
 constexpr float kInfinity = __builtin_inff();
 
-// The mask of one query row over some keys, as something to add to scores: key by key.
+// The mask of one query row over `count` keys from an element on, as something to add to scores: key by key.
 __attribute__((noinline)) inline Vec mask_by_key(const AttentionCall& call, int64_t from, int64_t count) {
   const ElementType type = call.mask_type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
   Vec v{};
@@ -103,18 +103,15 @@ __attribute__((noinline)) inline Vec mask_by_key(const AttentionCall& call, int6
   return v;
 }
 
-// The same a register at a time where keys are neighbours.
-SLIPSTREAM_INLINE Vec mask_at(const AttentionCall& call, int64_t head, int64_t row, int64_t key) {
-  const int64_t from = head * call.mask_head + row * call.mask_row + key * call.mask_key, left = call.keys - key;
-  const bool whole = left >= kWidth;
-  if (call.mask_key != 1 || (!whole && call.mask_type == MaskType::boolean)) {
-    return mask_by_key(call, from, whole ? kWidth : left);
+// The same of up to a register of keys that are neighbours.
+template <MaskType type>
+SLIPSTREAM_INLINE Vec mask_at(const AttentionCall& call, int64_t from, int64_t count) {
+  if constexpr (type == MaskType::boolean) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(call.mask) + from;
+    return select((count < kWidth ? load_bytes_first(bytes, count) : load_bytes(bytes)) == 0, broadcast(-kInfinity), Vec{});
   }
-  if (call.mask_type == MaskType::boolean) {
-    return select(load_bytes(static_cast<const uint8_t*>(call.mask) + from) == 0, broadcast(-kInfinity), Vec{});
-  }
-  const ElementType type = call.mask_type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
-  return whole ? load_element(call.mask, type, from) : load_element_partly(call.mask, type, from, left);
+  constexpr ElementType element = type == MaskType::float32 ? ElementType::float32 : ElementType::bfloat16;
+  return count < kWidth ? load_element_partly(call.mask, element, from, count) : load_element(call.mask, element, from);
 }
 
 // What a row has seen so far: the largest score (minus infinity: none), in every lane, and the weights' sum, lane by lane.
@@ -154,44 +151,60 @@ SLIPSTREAM_INLINE void for_keys(int64_t count, const Act& act) {
 
 __attribute__((noinline)) inline Vec capped(Vec v, float softcap) { return tanh(v) * softcap; }
 
-// Scores with nothing added to them stay as the product left them: their scale becomes part of the exponential's.
-inline bool scores_are_plain(const AttentionCall& call) { return call.softcap == 0 && !call.mask && call.scale > 0; }
+// What is done to scores before their largest is looked for: nothing to plain ones, whose scale becomes part of the exponential's; a
+// mask of neighbouring keys is added; or anything. Told apart here and not at every register.
+enum class Scores { plain, plus_boolean, plus_float32, plus_bfloat16, any };
 
-// One row's scores of the keys [keys.begin, keys.end), which begin at a panel: scaled, capped and masked where they are not plain,
-// minus infinity where the row may not see. Takes the largest into `state`.
-template <bool plain, typename X>
+inline Scores form_of_scores(const AttentionCall& call) {
+  if (call.softcap == 0 && !call.mask && call.scale > 0) return Scores::plain;
+  if (call.softcap > 0 || !call.mask || call.mask_key != 1) return Scores::any;
+  if (call.mask_type == MaskType::boolean) return Scores::plus_boolean;
+  return call.mask_type == MaskType::float32 ? Scores::plus_float32 : Scores::plus_bfloat16;
+}
+
+// Up to a register of a row's scores in their form.
+template <Scores form>
+SLIPSTREAM_INLINE Vec formed(const AttentionCall& call, int64_t head, int64_t row, int64_t key, Vec v) {
+  if constexpr (form == Scores::plain) return v;
+  const int64_t from = head * call.mask_head + row * call.mask_row + key * call.mask_key;
+  const int64_t left = call.keys - key, count = left < kWidth ? left : kWidth;
+  if constexpr (form == Scores::plus_boolean) return v * call.scale + mask_at<MaskType::boolean>(call, from, count);
+  if constexpr (form == Scores::plus_float32) return v * call.scale + mask_at<MaskType::float32>(call, from, count);
+  if constexpr (form == Scores::plus_bfloat16) return v * call.scale + mask_at<MaskType::bfloat16>(call, from, count);
+  v *= call.softcap > 0 ? call.scale / call.softcap : call.scale;
+  if (call.softcap > 0) v = capped(v, call.softcap);
+  return call.mask ? v + mask_by_key(call, from, count) : v;
+}
+
+// One row's scores of the keys [keys.begin, keys.end), which begin at a panel, in their form, and minus infinity where the row may
+// not see. Takes the largest into `state`.
+template <Scores form, typename X>
 SLIPSTREAM_INLINE void find_largest(const AttentionCall& call, int64_t head, int64_t row, KeyRange keys, const RowPlace<X> place,
                                     RowState& state) {
   const KeyRange seen = keys_of_rows(call, row, row);
   const int64_t from = seen.begin - keys.begin, to = seen.end - keys.begin;
-  const float scale = call.softcap > 0 ? call.scale / call.softcap : call.scale;
   Vec most = state.most;
   for_keys(keys.end - keys.begin, [&](int64_t panel, int64_t column) {
     float* at = place.scores + panel * place.scores_step + column;
     const int64_t key = panel * kPanelColumns + column;
     const bool whole = key >= from && key + kWidth <= to;
-    Vec v = load(at);
-    if constexpr (!plain) {
-      v *= scale;
-      if (call.softcap > 0) v = capped(v, call.softcap);
-      if (call.mask) v += mask_at(call, head, row, keys.begin + key);
-    }
+    Vec v = formed<form>(call, head, row, keys.begin + key, load(at));
     if (!whole) v = lanes_within(v, from - key, to - key, -kInfinity);
-    if (!plain || !whole) store(at, v);
+    if (form != Scores::plain || !whole) store(at, v);
     most = at_least(most, v);
   });
   state.most = largest_of_lanes(most);
 }
 
 // The row's weights 2^(factor * (score - largest)), followed by zeros up to a multiple of `padding` keys; their sum, lane by lane.
-template <bool plain, typename X>
+template <Scores form, typename X>
 SLIPSTREAM_INLINE Vec weigh_row(int64_t count, int64_t padding, float factor, const RowPlace<X> place, const RowState& state) {
   const Vec most = state.most[0] == -kInfinity ? Vec{} : state.most, scaled = most * factor;
   Vec sum{};
   for_keys(count, [&](int64_t panel, int64_t column) {
     const Vec v = load(place.scores + panel * place.scores_step + column);
     // Masks hold the least finite number, which is to stay finite until the largest score is taken off.
-    const Vec w = exp2<sizeof(X) == 2>(plain ? v * factor - scaled : (v - most) * factor);
+    const Vec w = exp2<sizeof(X) == 2>(form == Scores::plain ? v * factor - scaled : (v - most) * factor);
     sum += w;
     store(place.weights + panel * place.weights_step + column, w);
   });
@@ -203,18 +216,18 @@ SLIPSTREAM_INLINE Vec weigh_row(int64_t count, int64_t padding, float factor, co
 
 // A strip's scores of the keys [keys.begin, keys.end) become weights, row by row, rows lying at `place` of their number. shrink[r]
 // is the factor by which what was summed before shrinks: 1 unless a larger score was found.
-template <bool plain, typename X, typename Place>
+template <Scores form, typename X, typename Place>
 inline void weigh_strip(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, KeyRange keys, int64_t padding,
                         const Place& place, RowState* states, float* shrink) {
-  const float factor = plain ? call.scale * kLog2OfE : kLog2OfE;
+  const float factor = form == Scores::plain ? call.scale * kLog2OfE : kLog2OfE;
   // All rows' largest first, so that the long way from lane to lane is that of several rows at once.
   for (int64_t r = 0; r < rows; ++r) {
     shrink[r] = states[r].most[0];
-    find_largest<plain, X>(call, head, begin + r, keys, place(r), states[r]);
+    find_largest<form, X>(call, head, begin + r, keys, place(r), states[r]);
   }
   for (int64_t r = 0; r < rows; ++r) {
     RowState& state = states[r];
-    const Vec sum = weigh_row<plain, X>(keys.end - keys.begin, padding, factor, place(r), state);
+    const Vec sum = weigh_row<form, X>(keys.end - keys.begin, padding, factor, place(r), state);
     const float before = shrink[r];
     shrink[r] = 1;
     if (state.most[0] > before) {
@@ -227,8 +240,14 @@ inline void weigh_strip(const AttentionCall& call, int64_t head, int64_t begin, 
 template <typename X, typename Place>
 inline void weigh(const AttentionCall& call, int64_t head, int64_t begin, int64_t rows, KeyRange keys, int64_t padding,
                   const Place& place, RowState* states, float* shrink) {
-  scores_are_plain(call) ? weigh_strip<true, X>(call, head, begin, rows, keys, padding, place, states, shrink)
-                         : weigh_strip<false, X>(call, head, begin, rows, keys, padding, place, states, shrink);
+  auto as = [&](auto strip) { strip(call, head, begin, rows, keys, padding, place, states, shrink); };
+  switch (form_of_scores(call)) {
+    case Scores::plain: return as(weigh_strip<Scores::plain, X, Place>);
+    case Scores::plus_boolean: return as(weigh_strip<Scores::plus_boolean, X, Place>);
+    case Scores::plus_float32: return as(weigh_strip<Scores::plus_float32, X, Place>);
+    case Scores::plus_bfloat16: return as(weigh_strip<Scores::plus_bfloat16, X, Place>);
+    case Scores::any: return as(weigh_strip<Scores::any, X, Place>);
+  }
 }
 
 // Sums [panel of value columns][panel_rows][32] of the rows from `begin` on, divided by the weights' sums, to y.

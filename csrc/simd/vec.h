@@ -66,6 +66,18 @@ SLIPSTREAM_INLINE VecI load_bytes(const void* p) {
 #endif
 }
 
+// The first `count` of them only; the other lanes are zero, and their memory is not touched.
+SLIPSTREAM_INLINE VecI load_bytes_first(const uint8_t* p, int64_t count) {
+#if SLIPSTREAM_WIDTH == 16
+  return reinterpret_cast<VecI>(
+      _mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), p)));
+#else
+  VecI v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 // bfloat16 is the upper half of a float.
 SLIPSTREAM_INLINE Vec load(const uint16_t* p) {
   return reinterpret_cast<Vec>(widened(*reinterpret_cast<const VecHInMemory*>(p)) << 16);
