@@ -226,6 +226,31 @@ class Lines {
   bool overlap_ = true;
 };
 
+// Sums [rows][32] through bias and activation into y; without the choices that finish_tile has for each register.
+template <PostOp op, typename Y>
+void finish_rows_of_lines(const LinearCall& call, const float* sums, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kWidth) {
+    const int64_t count = columns - c < kWidth ? columns - c : kWidth;
+    const Vec bias = call.bias ? load_element_partly(call.bias, call.bias_type, column + c, count) : Vec{};
+    Y* y = static_cast<Y*>(call.y) + row * call.y_stride + column + c;
+    for (int64_t r = 0; r < rows; ++r, y += call.y_stride) {
+      const Vec v = post_op_into<op>(kTypeOf<Y>, load(sums + r * kPanelColumns + c) + bias);
+      count == kWidth ? store(y, v) : store_first(y, count, v);
+    }
+  }
+}
+
+inline void finish_lines(const LinearCall& call, const float* sums, int64_t row, int64_t rows, int64_t column,
+                         int64_t columns) {
+  if (call.residual.data) return finish_tile(call, sums, kPanelColumns, row, rows, column);
+  with_post_op(call.post_op, [&](auto tag) {
+    constexpr PostOp op = decltype(tag)::value;
+    call.y_type == ElementType::bfloat16 ? finish_rows_of_lines<op, uint16_t>(call, sums, row, rows, column, columns)
+                                         : finish_rows_of_lines<op, float>(call, sums, row, rows, column, columns);
+  });
+}
+
 // Asks for lines of y that the next strip writes: results are written faster than hardware brings in what they replace.
 inline void ask_to_write(const LinearCall& call, int64_t begin, int64_t end) {
   const int64_t row_bytes = call.y_stride * (call.y_type == ElementType::float32 ? 4 : 2);
@@ -260,7 +285,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
         end.sums = sums + c;
         (columns - c > kWidth ? two : one)[rows - 1](seen, w + c * kColumnBytes, end);
       }
-      if (!bounded) finish_tile(linear, sums, kPanelColumns, end.row, rows, begin);
+      if (!bounded) finish_lines(linear, sums, end.row, rows, begin, columns);
     }
   }
 }

@@ -82,7 +82,7 @@ void finish_pixels(const DepthwiseCall& call, const TileOfY& to, const float* su
         sum += vectors == 2 ? load_element(residual.data, residual.type, beside + v * kWidth)
                             : load_element_partly(residual.data, residual.type, beside, to.channels);
       }
-      const Vec result = post_op<op>(sum);
+      const Vec result = post_op_into<op>(call.y_type, sum);
       vectors == 2 ? store(y + v * kWidth, result) : store_first(y, to.channels, result);
     }
   }

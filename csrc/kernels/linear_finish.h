@@ -11,6 +11,9 @@ SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {
   if constexpr (op == PostOp::gelu_erf) {
     if (type == ElementType::bfloat16) return gelu_erf_for_bf16(v);
   }
+  if constexpr (op == PostOp::silu) {
+    if (type == ElementType::bfloat16) return silu_for_bf16(v);
+  }
   return post_op<op>(v);
 }
 

@@ -107,5 +107,19 @@ SLIPSTREAM_INLINE Vec gelu_tanh(Vec v) {
 
 SLIPSTREAM_INLINE Vec silu(Vec v) { return v / (1.f + exp(-v)); }
 
+// 1 / v for results that are rounded to bfloat16, relative error 6.2e-5 at most; a division takes five times as long.
+SLIPSTREAM_INLINE Vec reciprocal_for_bf16(Vec v) {
+#if SLIPSTREAM_WIDTH == 16
+  return reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(v)));
+#else
+  return 1.f / v;
+#endif
+}
+
+// silu for such results. 2^128 is infinity, and what is divided by it 0 times v.
+SLIPSTREAM_INLINE Vec silu_for_bf16(Vec v) {
+  return v * reciprocal_for_bf16(1.f + exp2<true>(at_most(v * -1.44269504f, broadcast(128.f))));
+}
+
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

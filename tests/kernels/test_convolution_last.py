@@ -158,6 +158,13 @@ def test_strides_threads_and_batch_change_no_bit(level, dtype, size, stride, ins
         torch.set_num_threads(before)
 
 
+def test_silu_rounded_to_bfloat16_is_right_everywhere(level):
+    x = torch.cat([torch.linspace(-95, 95, 3001), torch.tensor([0.0, -1e30, 1e30, -3e38, torch.nan, torch.inf, -torch.inf])])
+    packed = pack(torch.ones(1, 1, 1, 1), dtype=torch.float32)
+    y = convolution_last(x.view(1, 1, 1, -1), packed, post_op="silu", out_dtype=torch.bfloat16).flatten().double()
+    torch.testing.assert_close(y, F.silu(x.double()), rtol=1.03 * 2**-8, atol=1e-34, equal_nan=True)
+
+
 def test_weights_in_bfloat16_and_of_any_strides(level):
     torch.manual_seed(4)
     weight = torch.randn(3, 3, 20, 30).bfloat16().permute(3, 2, 0, 1)
