@@ -107,8 +107,8 @@ class Settling:
         self.settled: Settled | None = None
         self.calls, self.pause = 0, 1
 
-    def way(self, inputs: tuple[Any, ...]) -> Callable[..., Any]:
-        """What answers a call with these inputs."""
+    def way(self, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """What answers a call with these inputs; None where operators have to look for themselves."""
         settled = self.settled  # another thread may find, meanwhile, that it holds no longer
         if settled is not None:
             if settled.holds(inputs):
@@ -119,4 +119,4 @@ class Settling:
             self.calls, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
             with contextlib.suppress(Unsettled):
                 self.settled = Settled(self.fast, inputs)
-        return self.fast.forward
+        return None

@@ -275,7 +275,8 @@ def test_a_graph_that_is_wrong_never_answers(at_once, monkeypatch):
     assert decision.reason.startswith("not accurate enough on live data")
 
 
-def test_a_failing_graph_falls_back_and_says_so(ready):
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_failing_graph_falls_back_and_says_so(ready, settled):
     model, x, root = ready
     wanted, _ = answers(model, x)
     (way,) = root.ways
@@ -283,7 +284,10 @@ def test_a_failing_graph_falls_back_and_says_so(ready):
     def fail(*inputs):
         raise RuntimeError("of ours")
 
-    way.program.fast = fail
+    if settled:
+        way.program.settling.way = lambda inputs: fail
+    else:
+        way.program.fast, way.program.settling.way = fail, lambda inputs: None
     got, _ = answers(model, x)
     assert error(got, wanted) < 1e-6
     assert way.program.broken == "slipstream failed: RuntimeError: of ours"
