@@ -8,7 +8,8 @@ at levels avx512_bf16 and amx round x to bfloat16 as well and sum in float32 (4e
 float32 weights in parts of bfloat16, at levels with tiles: three parts not above torch's own float32 matmul, two 1e-5;
 elsewhere they are put together again and multiplied as float32. Where bfloat16 is multiplied, denormals count as zero, those of
 the parts too: below 2^-108 in magnitude a float32 loses its third part, below 2^-117 its second. Sums within a hundredth of the
-largest float may come out as infinities. Post-ops add at most 4e-7 absolute (GELU: Abramowitz-Stegun 7.1.26).
+largest float may come out as infinities. Post-ops add at most 4e-7 absolute (GELU: Abramowitz-Stegun 7.1.26), GELU and SiLU on
+their way into bfloat16 at most a fiftieth of what rounding takes.
 Rows are independent: a NaN or infinity in one row of x reaches no other.
 
 Float32 products at the precision that torch was asked for: a float32 is the sum of three bfloat16, x = x0 + x1 + x2, each the
