@@ -25,6 +25,7 @@ const void* row_of(const Rows& matrix, int64_t row) {
 void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;
   const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
+  if (size == 0) return;  // there may be no memory either
   TransposeCall call;
   call.y_stride = kPanelColumns;
   call.rows = columns;

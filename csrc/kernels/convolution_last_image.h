@@ -146,7 +146,7 @@ SLIPSTREAM_INLINE void copy_line(const X* from, X* to, const uint32_t* mask = nu
     const int64_t at = w * 4 / static_cast<int64_t>(sizeof(X));
     VecU words = load_words(from + at);
     if (mask) words &= load_words(mask + w);
-    store(reinterpret_cast<float*>(to + at), reinterpret_cast<Vec>(words));
+    store_words(to + at, words);
   }
 }
 

@@ -37,6 +37,7 @@ using Lanes = MakeLanes<kWidth>::List;
 SLIPSTREAM_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
 SLIPSTREAM_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
 SLIPSTREAM_INLINE VecU load_words(const void* p) { return *reinterpret_cast<const VecUInMemory*>(p); }
+SLIPSTREAM_INLINE void store_words(void* p, VecU v) { *reinterpret_cast<VecUInMemory*>(p) = v; }
 SLIPSTREAM_INLINE Vec broadcast(float value) { return value - Vec{}; }
 
 // Lanes of 16 bits to 32 bits, and back (cut). The compiler's own conversions go by half registers; the masks are there because

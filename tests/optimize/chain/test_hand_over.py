@@ -318,10 +318,10 @@ def test_a_caller_without_norm_and_activation_is_not_read(monkeypatch):
     monkeypatch.setattr(hand_over.dataflow, "find", lambda *arguments: read.append(arguments))
     model, x = Projections().eval(), torch.randn(32, 64)
     wanted = model.query.forward(x) + model.key.forward(x)
+    options.set_up.allowance.earn(1000.0)  # enough for all set-up on any machine
     for _ in range(20):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
     assert not read
     block = Intermediate().eval()
-    options.set_up.allowance.earn(1.0)
     block(x)
     assert read
