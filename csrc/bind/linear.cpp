@@ -58,6 +58,7 @@ void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, Element
 void pack_panel_parts(const Rows& weight, int64_t n, int64_t k, int64_t panel, int64_t parts, uint16_t* packed) {
   const int64_t size = panel_size(ElementType::bfloat16, k) * parts, begin = panel * kPanelColumns;
   const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
+  if (size == 0) return;
   uint16_t* to = packed + panel * size;
   std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
   for (int64_t c = 0; c < columns; ++c) {
