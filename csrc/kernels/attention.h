@@ -58,14 +58,10 @@ inline const void* query_at(const AttentionCall& call, int64_t head, int64_t row
 template <Step step>
 BlockOfX<step> queries_of(const AttentionCall& call, const AttentionBuffers& b, int64_t head, int64_t begin, int64_t rows) {
   using X = typename StepOf<step>::X;
-  constexpr ElementType own = sizeof(X) == 2 ? ElementType::bfloat16 : ElementType::float32;
-  const void* data = query_at(call, head, begin);
-  if (call.q.type == own && call.depth % StepOf<step>::depth == 0 && call.q.stride * bytes_of(own) % 2048 != 0) {
-    return {static_cast<const X*>(data), call.q.stride};
-  }
   LinearCall queries;
   queries.k = call.depth;
-  queries.x = {data, call.q.stride, call.q.type};
+  queries.x = {query_at(call, head, begin), call.q.stride, call.q.type};
+  if (lies_as_read<step>(queries.x, call.depth)) return {static_cast<const X*>(queries.x.data), call.q.stride};
   gather_rows(queries, 0, rows, reinterpret_cast<X*>(b.q), b.x_stride);
   return {reinterpret_cast<const X*>(b.q), b.x_stride};
 }
@@ -192,7 +188,11 @@ void attend(const AttentionCall& call, const AttentionPart& part, void* scratch)
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = part.begin + length * s / strips, end = part.begin + length * (s + 1) / strips;
       QueryRows strip = {head, begin, end - begin, call.q_ahead, {0, 0}};
-      if (s + 1 < strips || !last) strip.next = s + 1 < strips ? query_at(call, head, end) : query_at(call, head + 1, part.begin);
+      if (s + 1 < strips) {
+        strip.next = query_at(call, head, end);
+      } else if (!last) {
+        strip.next = query_at(call, head + 1, part.begin);
+      }
       if (last && few) strip.ahead = {call.keys * s / strips, call.keys * (s + 1) / strips};
       attend_strip<step>(call, b, strip);
     }

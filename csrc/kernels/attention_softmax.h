@@ -126,8 +126,6 @@ inline void begin_rows(RowState* states, int64_t rows) {
   }
 }
 
-constexpr float kLog2OfE = 1.44269504f;
-
 // Where a row's scores of a run of keys lie, and where its weights go: 32 of each side by side, the next 32 a step further.
 // Weights may lie over scores that are done with.
 template <typename X>

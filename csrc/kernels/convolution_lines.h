@@ -55,28 +55,7 @@ template <Step step, int rows, int vectors, typename Y>
 void strip_of_lines(const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
   Vec sums[rows][vectors] = {};
   multiply_lines<step, rows, vectors>(sums, seen, w);
-  const LinearCall& call = *end.call;
-  Y* y = static_cast<Y*>(call.y) + end.row * call.y_stride + end.column;
-  const Vec low = broadcast(end.low), high = broadcast(end.high);
-#pragma GCC unroll 4
-  for (int v = 0; v < vectors; ++v) {
-    const int64_t left = call.n - end.column - v * kWidth, count = left < kWidth ? left : kWidth;
-    if (count <= 0) return;
-    if (call.bias) {
-      const Vec bias = load_element_partly(call.bias, call.bias_type, end.column + v * kWidth, count);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) sums[r][v] += bias;
-    }
-    if (count == kWidth) {
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) store(y + r * call.y_stride + v * kWidth, at_most(at_least(sums[r][v], low), high));
-    } else {
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        store_first(y + r * call.y_stride + v * kWidth, count, at_most(at_least(sums[r][v], low), high));
-      }
-    }
-  }
+  store_between<Y>(*end.call, sums, end.row, end.column, end.low, end.high);
 }
 
 // The same into end.sums, unfinished.
@@ -251,13 +230,6 @@ inline void finish_lines(const LinearCall& call, const float* sums, int64_t row,
   });
 }
 
-// Asks for lines of y that the next strip writes: results are written faster than hardware brings in what they replace.
-inline void ask_to_write(const LinearCall& call, int64_t begin, int64_t end) {
-  const int64_t row_bytes = call.y_stride * (call.y_type == ElementType::float32 ? 4 : 2);
-  const char* y = static_cast<const char*>(call.y);
-  for (const char* p = y + begin * row_bytes; p < y + end * row_bytes; p += 64) __builtin_prefetch(p, 1, 3);
-}
-
 // Strips of one row of y, whose lines are at hand.
 template <Step step>
 void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines<step>& lines, int64_t row, LinesEnd end,
@@ -268,6 +240,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
   const int64_t panel_bytes = panel_bytes_of(call), row_bytes = panel_bytes / call.kernel_height;
   const uint8_t* weight = static_cast<const uint8_t*>(linear.weight) + lines.first() * row_bytes;
   const int64_t strips = (call.out_width + kStripRows - 1) / kStripRows, stop = part.m_end * call.out_width;
+  const int64_t y_bytes = linear.y_stride * (linear.y_type == ElementType::float32 ? 4 : 2);
   const bool whole_rows = (part.panel_end - part.panel_begin) * kPanelColumns >= linear.n;
   float* sums = end.sums;
   for (int64_t s = 0; s < strips; ++s) {
@@ -275,7 +248,8 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
     const SeenLines<step> seen = lines.at(position, rows, row_bytes);
     end.row = row * call.out_width + position;
     const int64_t next = end.row + rows, after = next + kStripRows;
-    if (whole_rows) ask_to_write(linear, next, after < stop ? after : stop);
+    // Results are written faster than hardware brings in what they replace.
+    if (whole_rows) ask_for<true>(linear.y, next, after < stop ? after : stop, y_bytes);
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       const int64_t begin = panel * kPanelColumns;
       const int64_t columns = linear.n - begin < kPanelColumns ? linear.n - begin : kPanelColumns;

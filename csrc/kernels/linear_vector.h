@@ -213,10 +213,14 @@ void gather_rows(const LinearCall& call, int64_t begin, int64_t rows, To* to, in
 // fall into a few sets of the first-level cache.
 constexpr int64_t kPanelsInPlace = 8;
 template <Step step>
-bool reads_in_place(const LinearCall& call, const LinearPart& part) {
+bool lies_as_read(const Rows& x, int64_t k) {
   constexpr ElementType own = sizeof(typename StepOf<step>::X) == 2 ? ElementType::bfloat16 : ElementType::float32;
-  return call.x.type == own && call.k % StepOf<step>::depth == 0 && part.panel_end - part.panel_begin <= kPanelsInPlace &&
-         call.x.stride * static_cast<int64_t>(sizeof(typename StepOf<step>::X)) % 2048 != 0;
+  return x.type == own && k % StepOf<step>::depth == 0 &&
+         x.stride * static_cast<int64_t>(sizeof(typename StepOf<step>::X)) % 2048 != 0;
+}
+template <Step step>
+bool reads_in_place(const LinearCall& call, const LinearPart& part) {
+  return lies_as_read<step>(call.x, call.k) && part.panel_end - part.panel_begin <= kPanelsInPlace;
 }
 
 // Rows in scratch memory start an odd number of cache lines apart: a power of two would put all rows of a strip into the same
@@ -251,11 +255,14 @@ struct BlockOfX {
   int64_t stride;
 };
 
-// Asks for memory that the strip after this one will touch: a strip's own accesses go row by row, which the processor does not
-// foresee.
+// Asks for memory that the strip after this one will read (or write): a strip's own accesses go row by row, which the processor
+// does not foresee.
+template <bool to_write = false>
 SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int64_t row_bytes) {
   const char* from = static_cast<const char*>(rows);
-  for (const char* p = from + begin * row_bytes; p < from + end * row_bytes; p += 64) __builtin_prefetch(p, 0, 2);
+  for (const char* p = from + begin * row_bytes; p < from + end * row_bytes; p += 64) {
+    __builtin_prefetch(p, to_write ? 1 : 0, to_write ? 3 : 2);
+  }
 }
 
 // Up to so many bytes of weights stay in the second-level cache beside y: then a strip runs over all panels before the next one
@@ -312,14 +319,11 @@ inline bool ends_in_bounds(const LinearCall& call, float& low, float& high) {
          (call.post_op == PostOp::none || call.post_op == PostOp::relu || call.post_op == PostOp::relu6);
 }
 
-// y[row ...][column ...] of `rows` rows and `vectors` registers of columns, straight from registers.
-template <Step step, int rows, int vectors, typename Y>
-void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
-                int64_t row, int64_t column, float low_bound, float high_bound) {
-  typename StepOf<step>::Sum sums[rows][vectors] = {};
-  for (int64_t s = 0; s < steps; ++s) {
-    multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, x_stride, w + s * kStepBytes);
-  }
+// Sums of `rows` rows and `vectors` registers of columns through alpha, bias and residual, and between bounds, to
+// y[row ...][column ...], straight from registers.
+template <typename Y, int rows, int vectors>
+SLIPSTREAM_INLINE void store_between(const LinearCall& call, Vec (&sums)[rows][vectors], int64_t row, int64_t column,
+                                     float low_bound, float high_bound) {
   const Vec low = broadcast(low_bound), high = broadcast(high_bound);
   Y* y = static_cast<Y*>(call.y) + row * call.y_stride + column;
   const int64_t beside = row * call.residual.stride + column;
@@ -356,6 +360,17 @@ void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64
       }
     }
   }
+}
+
+// y[row ...][column ...] of `rows` rows and `vectors` registers of columns.
+template <Step step, int rows, int vectors, typename Y>
+void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
+                int64_t row, int64_t column, float low_bound, float high_bound) {
+  typename StepOf<step>::Sum sums[rows][vectors] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, x_stride, w + s * kStepBytes);
+  }
+  store_between<Y>(call, sums, row, column, low_bound, high_bound);
 }
 
 template <Step step>

@@ -4,13 +4,15 @@
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
+constexpr float kLog2OfE = 1.44269504f;
+
 // exp(v), relative error below 2e-7 on [-87, 88]; 0 and infinity beyond, NaN for NaN.
 // v = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series to r^7 (the next term is 5e-9), 2^n through the exponent.
 SLIPSTREAM_INLINE Vec exp(Vec v) {
   const Vec low = broadcast(-87.3365f), high = broadcast(88.3762f);
   const Vec x = at_most(at_least(v, low), high);
   const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  const Vec shifted = x * 1.44269504f + magic;
+  const Vec shifted = x * kLog2OfE + magic;
   const Vec n = shifted - magic;
   // ln 2 in two parts, so that n * ln 2 is subtracted without loss (Cody and Waite).
   const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -118,7 +120,7 @@ SLIPSTREAM_INLINE Vec reciprocal_for_bf16(Vec v) {
 
 // silu for such results. 2^128 is infinity, and what is divided by it 0 times v.
 SLIPSTREAM_INLINE Vec silu_for_bf16(Vec v) {
-  return v * reciprocal_for_bf16(1.f + exp2<true>(at_most(v * -1.44269504f, broadcast(128.f))));
+  return v * reciprocal_for_bf16(1.f + exp2<true>(at_most(v * -kLog2OfE, broadcast(128.f))));
 }
 
 }  // namespace SLIPSTREAM_LEVEL

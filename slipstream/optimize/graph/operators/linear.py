@@ -85,12 +85,12 @@ class Linear(LinearOperator):
         run = quick.linear(packed if self.rows is None else self._part_of(packed, self.rows), self.post_op, self.out)
         if run is None:
             return None
-        rows, scaled = self.rows, shift
+        rows = self.rows
 
         def answer(x: Any, residual: Any, multiplier: Any, weight: Any, bias: Any, scale: Any) -> torch.Tensor:
             if rows is not None and bias is not None:
                 bias = bias[rows[0] : rows[1]]
-            return run(x, residual, multiplier, bias if scale is None else scaled)
+            return run(x, residual, multiplier, bias if scale is None else shift)
 
         return answer, (self.pack,)
 
