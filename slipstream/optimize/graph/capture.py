@@ -8,6 +8,7 @@ ahead-of-time compilation use); no code cache and no frame hook is touched: a sc
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import types
@@ -20,8 +21,17 @@ from torch import fx, nn
 
 Locals = dict[str, Any]
 
-SETTINGS = {"skip_nnmodule_hook_guards": False, "specialize_float": True, "side_effect_replay_policy": "silent"}
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+SETTINGS = {
+    "skip_nnmodule_hook_guards": False, "specialize_float": True, "side_effect_replay_policy": "silent",
+    "record_runtime_overhead": False,
+}  # fmt: skip
 """Dynamo's settings in a capture, as far as this version has them. Side effects are replayed; no text is written about each."""
+
+IDLE_HOOKS = ("._backward_hooks", "._backward_pre_hooks", "_hooks_with_kwargs")
+"""How the names of those dictionaries of a module end that say nothing about a call without gradients: hooks of the backward
+pass, and which of the forward hooks, whose own dictionaries are looked at, take keyword arguments."""
 
 
 class CaptureRefused(Exception):
@@ -61,12 +71,30 @@ class Arguments:
     def __init__(self, function: types.FunctionType) -> None:
         self.signature = inspect.signature(function, follow_wrapped=False)  # its own, not that of a function it wraps
         self.cells = tuple(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        parameters = self.signature.parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        self.is_simple = kinds <= {_NAMED, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+        self.names = tuple(parameter.name for parameter in parameters if parameter.kind is _NAMED)
+        self.rest = tuple(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD)
+        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty} | {name: {} for name in self.rest}
+        self.every = frozenset(self.signature.parameters)
 
     def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Locals:
         """Raises TypeError for arguments that do not fit."""
-        bound = self.signature.bind(module, *args, **kwargs)
-        bound.apply_defaults()
-        return {**{name: cell.cell_contents for name, cell in self.cells}, **bound.arguments}
+        values = self._bind_simply((module, *args), kwargs) if self.is_simple else None
+        if values is None:
+            bound = self.signature.bind(module, *args, **kwargs)
+            bound.apply_defaults()
+            values = bound.arguments
+        return {**{name: cell.cell_contents for name, cell in self.cells}, **values}
+
+    def _bind_simply(self, given: tuple[Any, ...], kwargs: dict[str, Any]) -> Locals | None:
+        """What takes inspect's binding ten times as long; None for calls that it has to judge."""
+        taken = self.names[: len(given)]
+        if len(taken) < len(given) or any(name in kwargs for name in taken + self.rest):
+            return None
+        values = {**self.defaults, **dict(zip(taken, given, strict=True)), **kwargs}
+        return values if values.keys() == self.every else None
 
 
 def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
@@ -114,24 +142,48 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
 @contextlib.contextmanager
 def _in_silence(dynamo: Any) -> Iterator[None]:
     """Dynamo tells a script's author what it cannot capture, and from where each guard comes; here nobody asked, and the latter
-    is a tenth of a capture's time."""
+    is a tenth of a capture's time. Guards that no answer depends on take time at every call."""
     from torch._dynamo import guards
 
-    logger, warn, origins = logging.getLogger("torch._dynamo"), dynamo.warn_once, guards.get_verbose_code_parts
+    logger = logging.getLogger("torch._dynamo")
     level = logger.level
+    builder, manager = guards.GuardBuilder, torch._C._dynamo.guards.GuardManager
+    instead = [
+        (dynamo, "warn_once", _nothing),
+        (guards, "get_verbose_code_parts", _bare),
+        (manager, "add_dimension_marking_guard", _nothing),  # marks are for the script's own torch.compile
+        (builder, "EMPTY_NN_MODULE_HOOKS_DICT", _unless_idle(builder.EMPTY_NN_MODULE_HOOKS_DICT)),
+    ]
+    found = [(owner, name, getattr(owner, name), ours) for owner, name, ours in instead if hasattr(owner, name)]
     logger.setLevel(logging.ERROR)
-    dynamo.warn_once = lambda *args, **kwargs: None
-    guards.get_verbose_code_parts = _bare
+    for owner, name, _, ours in found:
+        setattr(owner, name, ours)
     try:
         yield
     finally:
         logger.setLevel(level)
-        dynamo.warn_once, guards.get_verbose_code_parts = warn, origins
+        for owner, name, theirs, _ in found:
+            setattr(owner, name, theirs)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _bare(code_parts: str | list[str], *_: Any, **__: Any) -> list[str]:
     """Guards' texts without the lines of source that they come from."""
     return code_parts if isinstance(code_parts, list) else [code_parts]
+
+
+def _unless_idle(guard_empty: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Dynamo's guard of a dictionary of hooks, but for those that do nothing."""
+
+    @functools.wraps(guard_empty)
+    def guard_unless_idle(builder: Any, guard: Any) -> None:
+        if not guard.name.endswith(IDLE_HOOKS):
+            guard_empty(builder, guard)
+
+    return guard_unless_idle
 
 
 def _known_settings() -> dict[str, Any]:
