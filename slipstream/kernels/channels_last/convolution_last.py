@@ -20,7 +20,8 @@ from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradie
 from slipstream.kernels.post_op import code_of, finished
 
 MOST_PLANES = 8
-"""Up to so many channels the kernel reads images channels first: csrc/bind/convolution_last.cpp's kMostPlanes."""
+"""Up to so many channels the kernel reads images channels first (csrc/bind/convolution_last.cpp's kMostPlanes): a dot product's
+depth is hard to fill with them, and a kernel row of pixels that lie side by side fills it."""
 
 _DEPTH = 32
 """Multiple that a row of a bfloat16 kernel times its channels is filled up to: csrc/kernels/linear.h's kPackedDepth."""

@@ -71,11 +71,15 @@ def inverted_residual(
     if residual is not None:
         check_dtypes(residual=residual.dtype)
         residual = _dense(residual)
+    return torch.ops.slipstream.inverted_residual.default(_dense(x), *constants(expand, middle, project), residual)
+
+
+def constants(expand: Pointwise | None, middle: Middle, project: Pointwise | None) -> tuple[object, ...]:
+    """What the native operator takes between image and residual: the same at every call."""
     first, last = _words(expand), _words(project)
-    return torch.ops.slipstream.inverted_residual.default(
-        _dense(x), *first, middle.packed.data, middle.bias, middle.packed.channels, middle.packed.numbers,
-        code_of(middle.post_op), middle.out is torch.bfloat16, *last[:2], 0 if project is None else project.packed.n, *last[2:],
-        residual,
+    return (
+        *first, middle.packed.data, middle.bias, middle.packed.channels, list(middle.packed.numbers), code_of(middle.post_op),
+        middle.out is torch.bfloat16, *last[:2], 0 if project is None else project.packed.n, *last[2:],
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from slipstream.kernels import attention as kernel
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.operator import Operator
 
 
@@ -20,15 +20,10 @@ class Attention(Operator):
         self, product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float = 0.0
     ) -> None:
         super().__init__(product, out)
-        self.causal = causal
-        self.scale = scale
-        self.unseen = unseen
+        self.run = quick.attention(product, out, causal=causal, scale=scale, unseen=unseen)
 
     def __call__(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
-        return kernel.attention(
-            query, key, value, mask, causal=self.causal, scale=self.scale, dtype=self.product, out_dtype=self.out,
-            unseen=self.unseen,
-        )  # fmt: skip
+        return self.run(query, key, value, mask)
 
 
 def mask_that_hides(mask: torch.Tensor) -> torch.Tensor | None:

@@ -9,7 +9,6 @@ rows that overlap, else the direct kernel, on an image of this size.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -33,9 +32,6 @@ _ops = torch.ops.mkldnn
 
 MARGIN = 1.03
 """How many times faster than oneDNN ours has to be."""
-
-FEW_CHANNELS = 8
-"""Up to so many a dot product's depth is hard to fill, and a kernel row of pixels that lie side by side fills it."""
 
 RACED_OUTPUTS = 2048
 """Enough of a line for a race: both sides take as long for the second half of a line as for the first."""
@@ -90,14 +86,10 @@ class Convolution(WeightOperator):
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        return self.plain(x, residual, *tensors) if content is None else _answer(content, x, residual)
+        return self.plain(x, residual, *tensors) if content is None else content(x, residual)  # type: ignore[no-any-return]
 
     def settle(self) -> Answer | None:
-        if self.pack is None:
-            return None
-        content = self.pack.content
-        found = content.quick() if isinstance(content, Pointwise | Winograd) else None
-        return found or functools.partial(_answer, content), (self.pack,)
+        return None if self.pack is None else (self.pack.content.__call__, (self.pack,))
 
     def plain(self, x: Any, residual: Any, weight: Any, bias: Any, *norm: Any) -> torch.Tensor:
         """The same from torch's functions, in float32, on weights that cannot be packed."""
@@ -114,16 +106,9 @@ class Convolution(WeightOperator):
         return apply_post_op(y, self.post_op).to(self.out)
 
 
-def _answer(way: Any, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-    if residual is not None:
-        residual = transpose.to_channels_last(residual, residual.dtype)
-    result: torch.Tensor = way(x, residual)
-    return result
-
-
-def _channels_last_or_copied(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _channels_innermost(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """For kernels that read either dtype: cast where the image has to be copied anyhow."""
-    return transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else dtype)
+    return x if x.stride(1) == 1 else transpose.to_channels_last(x, dtype)
 
 
 class Pointwise:
@@ -135,26 +120,14 @@ class Pointwise:
         self.bias = None if bias is None else bias.detach().clone()
         self.stride = owner.geometry.stride
         self.post_op, self.out = owner.post_op, owner.out
+        self.run = quick.linear(self.packed, self.post_op, self.out, residual_first=True)
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = _channels_last_or_copied(x, self.product)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        image = _channels_innermost(x, self.product)
         if self.stride != (1, 1):
             image = image[:, :, :: self.stride[0], :: self.stride[1]]
-        y = linear_kernel.linear(
-            image.permute(0, 2, 3, 1),
-            self.packed,
-            self.bias,
-            post_op=self.post_op,
-            residual=None if residual is None else residual.permute(0, 2, 3, 1),
-            residual_first=True,
-            out_dtype=self.out,
-        )
-        return y.permute(0, 3, 1, 2)
-
-    def quick(self) -> quick.Quick:
-        return quick.pointwise(
-            self.packed, self.bias, self.stride, self.post_op, self.out, functools.partial(_answer, self)
-        )
+        added = None if residual is None else residual.permute(0, 2, 3, 1)
+        return self.run(image.permute(0, 2, 3, 1), added, None, self.bias).permute(0, 3, 1, 2)
 
 
 class Depthwise:
@@ -167,12 +140,10 @@ class Depthwise:
         )
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+        self.run = quick.depthwise(self.packed, self.bias, self.post_op, self.out)
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = _channels_last_or_copied(x, self.product)
-        return depthwise_kernel.depthwise(
-            image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
-        )
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        return self.run(_channels_innermost(x, self.product), residual)
 
 
 class Winograd:
@@ -180,17 +151,12 @@ class Winograd:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         padding, tile = owner.geometry.padding, tile_for(weight, owner.geometry, owner.product)
-        self.packed = winograd_kernel.pack(weight, dtype=owner.product, padding=padding, tile=tile)
-        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.post_op, self.out = owner.post_op, owner.out
+        packed = winograd_kernel.pack(weight, dtype=owner.product, padding=padding, tile=tile)
+        shift = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.run = quick.convolution_3x3(packed, shift, owner.post_op, owner.out)
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        return winograd_kernel.convolution_3x3(
-            x, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
-        )
-
-    def quick(self) -> quick.Quick:
-        return quick.convolution_3x3(self.packed, self.bias, self.post_op, self.out)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        return self.run(x, residual)
 
 
 class OverlappingRows:
@@ -200,15 +166,16 @@ class OverlappingRows:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         self.taps, self.stride = weight.shape[3], owner.geometry.stride[1]
-        self.packed = linear_kernel.pack(weight[:, :, 0].transpose(1, 2).flatten(1), dtype=owner.product)
+        packed = linear_kernel.pack(weight[:, :, 0].transpose(1, 2).flatten(1), dtype=owner.product)
         self.bias = None if bias is None else bias.detach().clone()
-        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+        self.product = owner.product
+        self.run = quick.linear(packed, owner.post_op, owner.out, residual_first=True)
 
     @staticmethod
     def fits(weight: torch.Tensor, geometry: Geometry) -> bool:
         g = geometry
         unpadded = (g.padding, g.end_padding, g.groups) == ((0, 0), None, 1) and g.dilation[1] == 1
-        return unpadded and weight.shape[2] == g.size[2] == 1 and weight.shape[1] > FEW_CHANNELS
+        return unpadded and weight.shape[2] == g.size[2] == 1 and weight.shape[1] > direct_kernel.MOST_PLANES
 
     @staticmethod
     def raced_geometry(weight: torch.Tensor, geometry: Geometry) -> Geometry:
@@ -216,20 +183,13 @@ class OverlappingRows:
         enough = (RACED_OUTPUTS - 1) * geometry.stride[1] + weight.shape[3]
         return replace(geometry, size=(1, channels, height, min(length, enough)))
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = _channels_last_or_copied(x, self.product)
-        batch, channels, _, length = image.shape
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
+        batch, channels, _height, length = image.shape
         size = batch, (length - self.taps) // self.stride + 1, self.taps * channels
-        y = linear_kernel.linear(
-            image.as_strided(size, (length * channels, self.stride * channels, 1)),
-            self.packed,
-            self.bias,
-            post_op=self.post_op,
-            residual=None if residual is None else residual.squeeze(2).transpose(1, 2),
-            residual_first=True,
-            out_dtype=self.out,
-        )
-        return y.transpose(1, 2).unsqueeze(2)
+        rows = image.as_strided(size, (length * channels, self.stride * channels, 1))
+        added = None if residual is None else residual.squeeze(2).transpose(1, 2)
+        return self.run(rows, added, None, self.bias).transpose(1, 2).unsqueeze(2)
 
 
 class Direct:
@@ -239,18 +199,15 @@ class Direct:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
         g = owner.geometry
-        self.packed = direct_kernel.pack(
+        packed = direct_kernel.pack(
             weight, dtype=owner.product, stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups,
             end_padding=g.end_padding,
         )  # fmt: skip
-        self.bias = None if bias is None else bias.detach().clone()
-        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
+        self.product = owner.product
+        self.run = quick.convolution_last(packed, None if bias is None else bias.detach().clone(), owner.post_op, owner.out)
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = x if direct_kernel.in_planes(x) else _channels_last_or_copied(x, self.product)
-        return direct_kernel.convolution_last(
-            image, self.packed, self.bias, post_op=self.post_op, residual=residual, out_dtype=self.out
-        )
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        return self.run(x if direct_kernel.in_planes(x) else _channels_innermost(x, self.product), residual)
 
 
 class OneDnn:
@@ -267,25 +224,29 @@ class OneDnn:
         self.product = owner.product
         self.packed = _ops._reorder_convolution_weight(weight.to(owner.product), *self.numbers, size)
         self.bias = None if bias is None else bias.detach().to(owner.product, copy=True)
-        self.form = BY_POST_OP[owner.post_op]
+        form = BY_POST_OP[owner.post_op]
+        self.run, self.run_with_sum = _ops._convolution_pointwise.default, _ops._convolution_pointwise.binary
+        self.tail = (form.attribute, list(form.scalars), form.algorithm)
+        self.fused = form.attribute if form.attribute == "relu" else None
         self.post_op, self.out = owner.post_op, owner.out
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        image = transpose.to_channels_last(x, self.product)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+        image = _channels_last(x, self.product)
         if self.zeros is not None:
             image = F.pad(image, self.zeros)
-        form = self.form
         if residual is None:
-            tail = (form.attribute, list(form.scalars), form.algorithm)
-            y = _ops._convolution_pointwise(image, self.packed, self.bias, *self.numbers, *tail)
-            return y if y.dtype == self.out else y.to(self.out)
-        fused = form.attribute if form.attribute == "relu" else None
-        y = _ops._convolution_pointwise.binary(
-            image, residual.to(image.dtype), self.packed, self.bias, *self.numbers, "add", 1.0, fused, [], None
-        )
-        if fused is None:
-            y = apply_post_op(y, self.post_op)
+            y = self.run(image, self.packed, self.bias, *self.numbers, *self.tail)
+        else:
+            added = _channels_last(residual, residual.dtype).to(image.dtype)
+            y = self.run_with_sum(image, added, self.packed, self.bias, *self.numbers, "add", 1.0, self.fused, [], None)
+            y = y if self.fused is not None else apply_post_op(y, self.post_op)
         return y if y.dtype == self.out else y.to(self.out)
+
+
+def _channels_last(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if x.dtype is dtype and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return transpose.to_channels_last(x, dtype)
 
 
 def _zeros_around(geometry: Geometry) -> tuple[int, int, int, int] | None:
@@ -331,7 +292,7 @@ def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> b
         return False
     if native.active_level() == "amx" and product is torch.bfloat16:
         return weight.shape[0] // geometry.groups >= 16
-    return geometry.groups == 1 and weight.shape[1] <= FEW_CHANNELS
+    return geometry.groups == 1 and weight.shape[1] <= direct_kernel.MOST_PLANES
 
 
 def rival_of(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> type[OverlappingRows] | type[Direct] | None:
@@ -360,7 +321,7 @@ def faster_of_two(
     ours, theirs = rival(weight, bias, part), OneDnn(weight, bias, part)
     own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
     x = torch.randn(g.size, generator=own)
-    if weight.shape[1] > FEW_CHANNELS:  # else the image that a script has: float32, channels first
+    if weight.shape[1] > direct_kernel.MOST_PLANES:  # else the image that a script has: float32, channels first
         x = x.to(owner.product, memory_format=torch.channels_last)
     macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
     verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)

@@ -44,8 +44,6 @@ class Convolution1d(Convolution):
         if content is None:
             weight, *rest = tensors
             return self.plain(image, added, weight.unsqueeze(2), *rest).squeeze(2)
-        if added is not None:
-            added = transpose.to_channels_last(added, added.dtype)
         result: torch.Tensor = content(image, added).squeeze(2)
         return result
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from slipstream.kernels import transpose
 from slipstream.kernels.channels_last import inverted_residual as kernel
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.convolution import Convolution
 from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
 
@@ -29,48 +30,48 @@ class InvertedResidual(WeightOperator):
         super().__init__(there[0][0].product, there[-1][0].out)
         self.parts = parts
 
-    def _shares(self, tensors: Tensors) -> list[tuple[Convolution, Tensors] | None]:
-        """Each convolution with its own weights."""
-        found: list[tuple[Convolution, Tensors] | None] = []
+    def _shares(self, tensors: Tensors) -> list[tuple[Convolution, Tensors]]:
+        """Each convolution that is there with its own weights."""
+        found, start = [], 0
         for part in self.parts:
-            if part is None:
-                found.append(None)
-            else:
-                found.append((part[0], tensors[: part[1]]))
-                tensors = tensors[part[1] :]
+            if part is not None:
+                found.append((part[0], tensors[start : start + part[1]]))
+                start += part[1]
         return found
 
     def is_shared(self, tensors: Tensors) -> bool:
-        return all(share is None or share[0].is_shared(share[1]) for share in self._shares(tensors))
+        return all(operator.is_shared(weights) for operator, weights in self._shares(tensors))
 
     def content(self, tensors: Tensors) -> Any:
-        found = [None if share is None else share[0].content(share[1]) for share in self._shares(tensors)]
-        missing = any(made is None and part is not None for made, part in zip(found, self.parts, strict=True))
-        return None if missing else found
+        """Of each convolution that is there, or None."""
+        found = [operator.content(weights) for operator, weights in self._shares(tensors)]
+        return None if None in found else found
 
     def settle(self) -> Answer | None:
-        held = tuple(part[0].pack for part in self.parts if part is not None)
-        if None in held:
-            return None
-        content = [None if part is None or part[0].pack is None else part[0].pack.content for part in self.parts]
-        return functools.partial(self._answer, content), tuple(pack for pack in held if pack is not None)
+        held = [part[0].pack for part in self.parts if part is not None]
+        packs = tuple(pack for pack in held if pack is not None)
+        return (self._answer([pack.content for pack in packs]), packs) if len(packs) == len(held) else None
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        if content is None:
-            shares = [share for share in self._shares(tensors) if share is not None]
-            for operator, weights in shares:
-                x = operator(x, residual if operator is shares[-1][0] else None, *weights)
-            return x  # type: ignore[no-any-return]
-        return self._answer(content, x, residual)
+        if content is not None:
+            return self._answer(content)(x, residual)
+        *before, (last, weights) = self._shares(tensors)
+        for operator, others in before:
+            x = operator(x, None, *others)
+        return last(x, residual, *weights)
 
-    def _answer(self, content: Any, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        first, middle, last = content
-        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
-        return kernel.inverted_residual(
-            image, _pointwise(first), kernel.Middle(middle.packed, middle.bias, middle.post_op, middle.out), _pointwise(last),
-            residual=residual,
-        )  # fmt: skip
+    def _answer(self, content: list[Any]) -> Callable[..., torch.Tensor]:
+        made = iter(content)
+        first, middle, last = (None if part is None else next(made) for part in self.parts)
+        assert middle is not None
+        between = kernel.Middle(middle.packed, middle.bias, middle.post_op, middle.out)
+        run, product = quick.inverted_residual(_pointwise(first), between, _pointwise(last)), self.product
+
+        def answer(x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
+            return run(x if x.stride(1) == 1 else transpose.to_channels_last(x, product), residual)
+
+        return answer
 
 
 def _pointwise(made: Any) -> kernel.Pointwise | None:

@@ -57,7 +57,7 @@ class JointLinear(LinearOperator):
             return None
         packed, bias = self.pack.content
         run = quick.linear(packed, self.post_op, self.out)
-        return None if run is None else (lambda x, *_: run(x, None, None, bias), (self.pack,))
+        return lambda x, *_: run(x, None, None, bias), (self.pack,)
 
     def __call__(self, x: Any, _: None, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from slipstream.kernels import norm as kernel
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.operator import Operator
 
 
@@ -18,10 +19,10 @@ class LayerNorm(Operator):
 
     def __init__(self, out: torch.dtype, eps: float) -> None:
         super().__init__(torch.float32, out)
-        self.eps = eps
+        self.run = quick.layer_norm(eps, out, centred=True)
 
     def __call__(self, x: Any, residual: Any, weight: Any, bias: Any) -> torch.Tensor:
-        return kernel.layer_norm(x, weight, bias, self.eps, residual=residual, out_dtype=self.out)
+        return self.run(x, residual, weight, bias)
 
 
 class RmsNorm(Operator):
@@ -31,10 +32,10 @@ class RmsNorm(Operator):
 
     def __init__(self, out: torch.dtype, eps: float) -> None:
         super().__init__(torch.float32, out)
-        self.eps = eps
+        self.run = quick.layer_norm(eps, out, centred=False)
 
     def __call__(self, x: Any, residual: Any, weight: Any) -> torch.Tensor:
-        return kernel.rms_norm(x, weight, self.eps, residual=residual, out_dtype=self.out)
+        return self.run(x, residual, weight, None)
 
 
 class GroupNorm(Operator):

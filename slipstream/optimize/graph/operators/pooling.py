@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slipstream.kernels.channels_last import pooling as kernel
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.operator import Operator
 
 Pair = tuple[int, int]
@@ -23,11 +23,12 @@ class MaxPool(Operator):
     def __init__(self, dtype: torch.dtype, window: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool) -> None:
         super().__init__(dtype, dtype)
         self.numbers = (window, stride, padding, dilation, ceil)
+        self.run = quick.max_pool(*self.numbers)
 
     def __call__(self, x: Any) -> torch.Tensor:
         if x.stride(1) != 1:
             return F.max_pool2d(x, *self.numbers)  # channels first: a copy would cost more than the kernel saves
-        return kernel.max_pool(x, *self.numbers)
+        return self.run(x)
 
 
 class GlobalAverage(Operator):
@@ -38,8 +39,9 @@ class GlobalAverage(Operator):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype, dtype)
+        self.run = quick.global_average()
 
     def __call__(self, x: Any) -> torch.Tensor:
         if x.stride(1) != 1:
             return F.adaptive_avg_pool2d(x, 1)
-        return kernel.global_average(x)
+        return self.run(x)
