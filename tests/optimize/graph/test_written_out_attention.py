@@ -156,6 +156,15 @@ def test_every_form_is_the_operator(dtype, queries, keys):
         assert error(got, wanted) < LIMIT[dtype], form.__name__
 
 
+def test_layers_that_share_a_mask_ask_once_what_it_hides():
+    model = All([where_hidden, where_hidden, where_hidden]).eval()
+    for given in (drawn(9, 9), (*drawn(9, 9)[:2], torch.ones(2, 1, 9, 9, dtype=torch.bool), torch.randn(1, 4, 9, 9))):
+        _, results, names = lowered(model, given, "float32")
+        assert (names.count("attention"), names.count("what_hides")) == (3, 1)
+        for got, wanted in zip(results, answers(model, given), strict=True):
+            assert error(got, wanted) < LIMIT["float32"]
+
+
 def test_a_bfloat16_model_stays_one():
     forms = [divided, scaled_query, where, where_hidden, three_axes, no_heads, shared_heads]  # the others mix dtypes
     model, given = All(forms).eval().bfloat16(), drawn(9, 9, torch.bfloat16)

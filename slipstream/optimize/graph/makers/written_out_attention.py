@@ -26,7 +26,7 @@ from slipstream.optimize.graph.makers.scores import (
     same_sizes,
 )
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
-from slipstream.optimize.graph.operators.attention import Attention, hidden_in
+from slipstream.optimize.graph.operators.attention import Attention, hidden_in, what_hides
 
 
 def read_attention(graph: fx.Graph, product: torch.dtype) -> int:
@@ -167,7 +167,9 @@ def _seen(graph: fx.Graph, hidden: Hidden, heads: int) -> fx.Node:
 
 def _hide(graph: fx.Graph, added: fx.Node | None, hidden: Hidden, heads: int) -> fx.Node:
     mask = _of_four_axes(graph, hidden.mask, hidden.axes, heads)
-    made = graph.call_function(hidden_in, (added, mask, hidden.shows, hidden.least))
+    where = graph.call_function(what_hides, (mask, hidden.shows))
+    where.meta = dict(mask.meta)
+    made = graph.call_function(hidden_in, (added, where, hidden.least))
     hides = tensor(mask)
     assert hides is not None
     example = hides.to(torch.float32) if added is None else tensor(added) + hides  # type: ignore[operator]

@@ -37,13 +37,21 @@ def mask_that_hides(mask: torch.Tensor) -> torch.Tensor | None:
 mask_that_hides.__module__ = "slipstream"
 
 
-def hidden_in(scores: torch.Tensor | None, mask: torch.Tensor, shows: bool, least: float) -> torch.Tensor | None:
-    """What is added to attention's scores, with ``least`` where the boolean mask hides (or does not show) a key.
+def what_hides(mask: torch.Tensor, shows: bool) -> torch.Tensor | None:
+    """Where the boolean mask hides (or does not show) a key; None where it does nowhere: asked once a call, for all layers."""
+    hidden = ~mask if shows else mask
+    return hidden if bool(hidden.any()) else None
+
+
+what_hides.__module__ = "slipstream"
+
+
+def hidden_in(scores: torch.Tensor | None, hidden: torch.Tensor | None, least: float) -> torch.Tensor | None:
+    """What is added to attention's scores, with ``least`` where a key is hidden.
 
     ``scores`` None: nothing else is added; None is given back where nothing is hidden either.
     """
-    hidden = ~mask if shows else mask
-    if not bool(hidden.any()):
+    if hidden is None:
         return scores
     if scores is None:
         return hidden.new_zeros(hidden.shape, dtype=torch.float32).masked_fill_(hidden, least)
