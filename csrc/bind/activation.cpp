@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../isa/level.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -41,7 +42,7 @@ Tensor activation(const Tensor& x, int64_t post_op, bool bfloat16_out) {
   const void* from = dense.data_ptr();
   void* to = y.data_ptr();
   const auto kernel = table().activation;
-  torch::stable::parallel_for(0, dense.numel(), kWorthAThread, [&](int64_t begin, int64_t end) {
+  shared_for(dense.numel(), 1, kWorthAThread, [&](int64_t begin, int64_t end) {
     kernel(from, x_type, to, y_type, begin, end, static_cast<PostOp>(post_op));
   });
   return y;

@@ -4,6 +4,7 @@
 
 #include "../isa/level.h"
 #include "scratch.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -12,6 +13,9 @@ namespace {
 void check(const Tensor& x, const char* argument) {
   STD_TORCH_CHECK(x.dim() == 4, argument, ": not of shape [batch, heads, length, depth]");
 }
+
+// Multiplications that repay waking another thread.
+constexpr int64_t kWorthAThread = 150'000;
 
 // The tensor, or a copy of it whose last dimension is dense.
 Tensor with_dense_rows(const Tensor& x) { return x.size(3) <= 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x); }
@@ -93,7 +97,8 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   int64_t shares = (threads + batch * groups - 1) / (batch * groups);  // of a head's query rows
   if (shares > whole.queries) shares = whole.queries;
   const KernelTable& kernels = table();
-  torch::stable::parallel_for(0, batch * groups * shares, 1, [&](int64_t begin, int64_t end) {
+  const int64_t work = whole.heads * whole.queries * whole.keys * (whole.depth + e) / shares;
+  shared_for(batch * groups * shares, work, kWorthAThread, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / (groups * shares), g = task / shares % groups, share = task % shares;
       AttentionCall call = whole;

@@ -191,9 +191,7 @@ Workplace take_workplace(const Product& p, const Grid& grid) {
 
 void run(const Product& p) {
   if (p.batch == 0 || p.m == 0 || p.n == 0) return;
-  const int64_t wanted = p.batch * p.m * p.n * p.k / kWorthAThread + 1;
-  const int64_t most = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
-  const int64_t threads = wanted < most ? wanted : most;
+  const int64_t threads = threads_for(p.batch * p.m * p.n * p.k, kWorthAThread);
   const Grid grid = choose_grid(p.m, p.panels(), (threads + p.batch - 1) / p.batch);
   auto work = [&](int64_t begin, int64_t end) {
     Workplace place = take_workplace(p, grid);
@@ -201,9 +199,7 @@ void run(const Product& p) {
       compute(p, task / grid.size(), part_of(grid, task % grid.size(), p.m, p.panels()), place);
     }
   };
-  const int64_t tasks = p.batch * grid.size();
-  if (threads == 1) return work(0, tasks);
-  torch::stable::parallel_for(0, tasks, (tasks + threads - 1) / threads, work);
+  shared_for(p.batch * grid.size(), p.m * p.n * p.k / grid.size(), kWorthAThread, work);
 }
 
 // a [..., m, k], b [..., k, n], batch dimensions alike (expanded) -> y [..., m, n] = alpha * a . b + addend [..., m, n]

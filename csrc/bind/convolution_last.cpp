@@ -13,6 +13,8 @@ namespace {
 
 // Multiplications that repay waking another thread: see bind/linear.cpp.
 constexpr int64_t kWorthAThread = 250'000;
+// Of rows of y; the first of a run bring in as many rows of x as the kernel is high.
+constexpr LeastRun kLeastRun{4, INT64_MAX / 8};
 
 // More are converted in a pass of their own, by blocks of channels.
 constexpr int64_t kMostPlanes = 8;
@@ -66,24 +68,16 @@ void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   const KernelTable& kernels = table();
   const int64_t rows = batch * call.out_height, panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
   const int64_t work = rows * call.out_width * call.linear.n * groups * call.taps() * call.in_channels;
-  const int64_t wanted = work / kWorthAThread + 1;
-  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
-  const Grid grid = choose_grid(rows, groups * panels, wanted < available ? wanted : available);
-  auto compute = [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const LinearPart share = part_of(grid, index, rows, groups * panels);
-      for (int64_t panel = share.panel_begin; panel < share.panel_end;) {
-        const int64_t group = panel / panels, first = group * panels;
-        const int64_t last = share.panel_end < first + panels ? share.panel_end : first + panels;
-        const LinearPart part = {share.m_begin, share.m_end, panel - first, last - first};
-        const ConvolutionLastCall one = group_of(call, group, panels);
-        kernels.convolution_last(one, part, thread_scratch().take(kernels.convolution_last_scratch(one, part)));
-        panel = last;
-      }
+  for_parts(rows, groups * panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& share) {
+    for (int64_t panel = share.panel_begin; panel < share.panel_end;) {
+      const int64_t group = panel / panels, first = group * panels;
+      const int64_t last = share.panel_end < first + panels ? share.panel_end : first + panels;
+      const LinearPart part = {share.m_begin, share.m_end, panel - first, last - first};
+      const ConvolutionLastCall one = group_of(call, group, panels);
+      kernels.convolution_last(one, part, thread_scratch().take(kernels.convolution_last_scratch(one, part)));
+      panel = last;
     }
-  };
-  if (grid.size() == 1) return compute(0, 1);
-  torch::stable::parallel_for(0, grid.size(), 1, compute);
+  });
 }
 
 // y [batch, out, oh, ow] = post_op(conv(x) + bias + residual), channels last. `packed` holds each group's kernel rows times

@@ -5,6 +5,7 @@
 #include "../isa/level.h"
 #include "element.h"
 #include "scratch.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -59,7 +60,7 @@ void run(const GroupNormCall& call, int64_t samples) {
   const int64_t threads = items * elements < 2 * kWorthAThread ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
   const size_t bytes = static_cast<size_t>(moments_size(call) + group_table_size(call)) * sizeof(float);
   if (threads == 1 || items % threads == 0 || items >= 4 * threads) {
-    torch::stable::parallel_for(0, items, (kWorthAThread + elements - 1) / elements, [&](int64_t begin, int64_t end) {
+    shared_for(items, elements, kWorthAThread, [&](int64_t begin, int64_t end) {
       float* moments = static_cast<float*>(thread_scratch().take(bytes));
       float* factors = moments + moments_size(call);
       for (int64_t item = begin; item < end; ++item) {
@@ -70,15 +71,14 @@ void run(const GroupNormCall& call, int64_t samples) {
     });
     return;
   }
-  const int64_t grain = (kWorthAThread + elements / blocks - 1) / (elements / blocks);
   float* moments = static_cast<float*>(thread_scratch().take(bytes));
   float* factors = moments + moments_size(call);
   for (int64_t item = 0; item < items; ++item) {
-    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    shared_for(blocks, elements / blocks, kWorthAThread, [&](int64_t begin, int64_t end) {
       kernels.group_moments(call, item, begin, end, moments);
     });
     kernels.settle_group(call, moments, factors);
-    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    shared_for(blocks, elements / blocks, kWorthAThread, [&](int64_t begin, int64_t end) {
       kernels.finish_group(call, item, begin, end, factors);
     });
   }

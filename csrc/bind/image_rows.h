@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels/depthwise_call.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -49,8 +50,7 @@ void for_rows(int64_t rows, int64_t channels, int64_t work, int64_t worth_a_thre
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t blocks = packed_channels(channels) / kBlockChannels;
   const int64_t shares = rows >= 8 * threads ? 1 : blocks < threads ? blocks : threads;
-  const int64_t grain = 1 + worth_a_thread * shares / (work + 1);
-  torch::stable::parallel_for(0, shares * rows, grain, [&](int64_t begin, int64_t end) {
+  shared_for(shares * rows, work / shares, worth_a_thread, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t share = begin / rows, first = begin % rows;
       const int64_t last = end - begin < rows - first ? first + end - begin : rows;

@@ -8,6 +8,7 @@
 #include "../isa/level.h"
 #include "image_rows.h"
 #include "scratch.h"
+#include "shared_for.h"
 #include "window.h"
 
 namespace slipstream {
@@ -207,8 +208,8 @@ Tensor inverted_residual(const Tensor& x, std::optional<Tensor> expand, std::opt
     chain.project.residual_first = true;
   }
   if (y.numel() == 0) return y;
-  const int64_t blocks = chain.blocks(), grain = 1 + kWorthAThread * blocks / (chain.work() + 1);
-  torch::stable::parallel_for(0, chain.images * blocks, grain, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = chain.blocks();
+  shared_for(chain.images * blocks, chain.work() / blocks, kWorthAThread, [&](int64_t begin, int64_t end) {
     Walk walk(chain, blocks);
     for (int64_t index = begin; index < end; ++index) walk.step(index);
   });

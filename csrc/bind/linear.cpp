@@ -173,17 +173,10 @@ void run_linear(const LinearCall& call) {
   const auto scratch_of = in_parts ? kernels.linear_split_scratch : kernels.linear_scratch;
   const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
   const int64_t work = call.m * call.n * call.k;
-  const int64_t wanted = work / kWorthAThread + 1;
-  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
-  const Grid grid = choose_grid(call.m, panels, wanted < available ? wanted : available);
-  auto compute = [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const LinearPart part = part_of(grid, index, call.m, panels);
-      compute_part(call, part, thread_scratch().take(scratch_of(call, part)));
-    }
-  };
-  if (grid.size() == 1) return compute(0, 1);
-  torch::stable::parallel_for(0, grid.size(), 1, compute);
+  const int64_t weight_bytes = call.n * call.k * call.weight_parts * element_size(call.weight_type);
+  for_parts(call.m, panels, work, kWorthAThread, least_run(weight_bytes), [&](const LinearPart& part) {
+    compute_part(call, part, thread_scratch().take(scratch_of(call, part)));
+  });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {

@@ -83,8 +83,7 @@ Tensor pack_linear_int8(const Tensor& weight, const Tensor& scales, std::optiona
 Range range_of_tensor(const LinearCall& call) {
   Range whole;
   std::mutex guard;
-  const int64_t grain = kRangeWorthAThread / (call.k > 0 ? call.k : 1) + 1;
-  torch::stable::parallel_for(0, call.m, grain, [&](int64_t begin, int64_t end) {
+  shared_for(call.m, call.k, kRangeWorthAThread, [&](int64_t begin, int64_t end) {
     const Range part = table().range_of_rows(call.x, call.k, begin, end);
     const std::lock_guard<std::mutex> lock(guard);
     if (part.low < whole.low) whole.low = part.low;
@@ -114,17 +113,10 @@ void run(const LinearInt8Call& call) {
   const KernelTable& kernels = table();
   const int64_t panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
   const int64_t work = call.linear.m * call.linear.n * call.linear.k;
-  const int64_t wanted = work / kWorthAThread + 1;
-  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
-  const Grid grid = choose_grid(call.linear.m, panels, wanted < available ? wanted : available);
-  auto compute = [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const LinearPart part = part_of(grid, index, call.linear.m, panels);
-      kernels.linear_int8(call, part, thread_scratch().take(kernels.linear_int8_scratch(call, part)));
-    }
-  };
-  if (grid.size() == 1) return compute(0, 1);
-  torch::stable::parallel_for(0, grid.size(), 1, compute);
+  const LeastRun least = least_run(call.linear.n * call.linear.k);
+  for_parts(call.linear.m, panels, work, kWorthAThread, least, [&](const LinearPart& part) {
+    kernels.linear_int8(call, part, thread_scratch().take(kernels.linear_int8_scratch(call, part)));
+  });
 }
 
 // linear with x rounded as `activation` says; `scale` and `zero_point` (of u8) are for Activation::fixed.

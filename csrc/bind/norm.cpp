@@ -4,6 +4,7 @@
 
 #include "../isa/level.h"
 #include "scratch.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -59,8 +60,7 @@ Tensor empty_like(const Tensor& x, ElementType type) {
 void run(const Operands& o) {
   if (o.rows == 0 || o.call.columns == 0) return;
   const auto kernel = table().norm;
-  const int64_t grain = (kWorthAThread + o.call.columns - 1) / o.call.columns;
-  torch::stable::parallel_for(0, o.rows, grain, [&](int64_t begin, int64_t end) {
+  shared_for(o.rows, o.call.columns, kWorthAThread, [&](int64_t begin, int64_t end) {
     kernel(o.call, begin, end, thread_scratch().take(norm_scratch(o.call.columns)));
   });
 }

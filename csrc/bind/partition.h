@@ -2,7 +2,9 @@
 // How a rectangle of outputs is split over threads.
 #pragma once
 
+#include "../isa/level.h"
 #include "../kernels/linear.h"
+#include "shared_for.h"
 
 namespace slipstream {
 
@@ -11,11 +13,16 @@ struct Grid {
   int64_t size() const { return by_rows * by_panels; }
 };
 
-// The grid of at most `threads` parts whose largest part costs least. A part copies its own rows of x first; copying an element
-// costs about as much as two of its multiplications by a panel. Ties go to fewer splits of the rows, where the parts of the
-// weight that threads read are disjoint.
+// What parts cost besides their products, against a row's product with a panel. Copying an element of x costs as much as so many
+// of its multiplications; a panel comes from memory, or another core's cache, in the time of so many rows. Tiles multiply faster.
+struct PartCosts {
+  double copy_panels, fetch_rows;
+};
+inline PartCosts part_costs() { return table().linear_split ? PartCosts{2, 32} : PartCosts{0.5, 16}; }
+
+// The grid of at most `threads` parts whose largest part costs least: a part copies its own rows of x and fetches its own panels.
 inline Grid choose_grid(int64_t m, int64_t panels, int64_t threads) {
-  constexpr double kCopyPanels = 2;
+  const PartCosts costs = part_costs();
   Grid best;
   double best_cost = -1;
   for (int64_t rows = 1; rows <= threads && rows <= m; ++rows) {
@@ -24,7 +31,7 @@ inline Grid choose_grid(int64_t m, int64_t panels, int64_t threads) {
     if (columns < 1) columns = 1;
     const double part_rows = static_cast<double>((m + rows - 1) / rows);
     const double part_panels = static_cast<double>((panels + columns - 1) / columns);
-    const double cost = part_rows * (part_panels + kCopyPanels);
+    const double cost = part_rows * (part_panels + costs.copy_panels) + costs.fetch_rows * part_panels;
     if (best_cost < 0 || cost < best_cost * 0.999) {
       best_cost = cost;
       best.by_rows = rows;
@@ -37,6 +44,39 @@ inline Grid choose_grid(int64_t m, int64_t panels, int64_t threads) {
 inline LinearPart part_of(const Grid& grid, int64_t index, int64_t m, int64_t panels) {
   const int64_t r = index / grid.by_panels, p = index % grid.by_panels;
   return {m * r / grid.by_rows, m * (r + 1) / grid.by_rows, panels * p / grid.by_panels, panels * (p + 1) / grid.by_panels};
+}
+
+// How small the runs of a part may get. A run of rows reads the part's weights again, a run of panels its rows of x.
+struct LeastRun {
+  int64_t rows, panels;
+};
+
+// Of a linear. A weight that stays in the second-level cache is read again for nothing, another in the time that some dozens of
+// rows take; tiles take more of both in less time.
+inline LeastRun least_run(int64_t weight_bytes) {
+  constexpr int64_t kStaysInCache = 512 * 1024;
+  if (table().linear_split) return {64, 16};
+  return {weight_bytes <= kStaysInCache ? 12 : 48, 2};
+}
+
+// Which run of a part, cut along the rows where there are many, else along the panels.
+inline LinearPart run_of(LinearPart part, Run run, const LeastRun& least) {
+  const int64_t rows = part.m_end - part.m_begin, panels = part.panel_end - part.panel_begin;
+  if (rows >= 8 * least.rows || panels < 8 * least.panels) {
+    return {part.m_begin + run.begin(rows), part.m_begin + run.end(rows), part.panel_begin, part.panel_end};
+  }
+  return {part.m_begin, part.m_end, part.panel_begin + run.begin(panels), part.panel_begin + run.end(panels)};
+}
+
+// Calls kernel(part) for parts that together are all m rows and all panels, on torch's threads.
+template <typename Kernel>
+void for_parts(int64_t m, int64_t panels, int64_t work, int64_t worth_a_thread, const LeastRun& least, const Kernel& kernel) {
+  const Grid grid = choose_grid(m, panels, threads_for(work, worth_a_thread));
+  const int64_t rows = m / grid.by_rows, columns = panels / grid.by_panels;
+  const bool long_enough = rows >= 8 * least.rows || columns >= 8 * least.panels;
+  share_out(grid.size(), long_enough && is_worth_cutting(work / grid.size(), worth_a_thread), [&](int64_t index, Run run) {
+    kernel(run_of(part_of(grid, index, m, panels), run, least));
+  });
 }
 
 }  // namespace slipstream

@@ -6,10 +6,14 @@
 
 #include "../isa/level.h"
 #include "scratch.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
 namespace {
+
+// Multiplications that repay waking another thread.
+constexpr int64_t kWorthAThread = 150'000;
 
 // One of the two terms: x [b, h, queries or keys, d], its table [h, p, d], index [queries, keys].
 struct Term {
@@ -105,7 +109,8 @@ Tensor relative_scores(const Tensor& query, const Tensor& key, std::optional<Ten
   int64_t shares = (threads + heads - 1) / heads;  // of the batch: who shares a head packs its table once
   if (shares > batch) shares = batch;
   const KernelTable& kernels = table();
-  torch::stable::parallel_for(0, heads * shares, 1, [&](int64_t begin, int64_t end) {
+  const int64_t work = batch * like.queries * like.keys * like.depth / shares;
+  shared_for(heads * shares, work, kWorthAThread, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / shares, first = batch * (task % shares) / shares;
       for (const Term& term : terms) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::transpose: the last two dimensions of a contiguous [batch, rows, columns] change places in memory.
 #include "../isa/level.h"
+#include "shared_for.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
@@ -24,8 +25,7 @@ Tensor transpose(const Tensor& x, bool bfloat16_out) {
   const int64_t image = whole.rows * whole.columns;
   if (image == 0) return y;
   const auto kernel = table().transpose;
-  const int64_t grain = (kWorthAThread + whole.rows - 1) / whole.rows;
-  torch::stable::parallel_for(0, batch * whole.columns, grain, [&](int64_t begin, int64_t end) {
+  shared_for(batch * whole.columns, whole.rows, kWorthAThread, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t index = begin / whole.columns, first = begin % whole.columns;
       const int64_t last = end - begin < whole.columns - first ? first + end - begin : whole.columns;

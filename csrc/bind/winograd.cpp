@@ -14,6 +14,8 @@ namespace {
 
 // Multiplications that repay waking another thread: see bind/linear.cpp.
 constexpr int64_t kWorthAThread = 250'000;
+// A run of panels would transform its tiles of x again.
+constexpr LeastRun kLeastRun{12, INT64_MAX / 8};
 
 // u [n][n] = G w G^T of one pair of channels.
 template <int n>
@@ -103,17 +105,10 @@ WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channel
 void run(const WinogradCall& call) {
   const KernelTable& kernels = table();
   const int64_t tiles = call.tiles(), panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns;
-  const int64_t wanted = tiles * call.points() * call.in_channels * call.out_channels / kWorthAThread + 1;
-  const int64_t available = wanted > 1 ? static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
-  const Grid grid = choose_grid(tiles, panels, wanted < available ? wanted : available);
-  auto compute = [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const LinearPart part = part_of(grid, index, tiles, panels);
-      kernels.winograd(call, part, thread_scratch().take(kernels.winograd_scratch(call, part)));
-    }
-  };
-  if (grid.size() == 1) return compute(0, 1);
-  torch::stable::parallel_for(0, grid.size(), 1, compute);
+  const int64_t work = tiles * call.points() * call.in_channels * call.out_channels;
+  for_parts(tiles, panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& part) {
+    kernels.winograd(call, part, thread_scratch().take(kernels.winograd_scratch(call, part)));
+  });
 }
 
 // y [batch, out, oh, ow] = post_op(conv(x) + bias + residual); x, residual and y in memory format channels_last.
