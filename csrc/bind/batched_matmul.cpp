@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::batched_matmul: checks tensors, gives matrices of the batch, or rectangles of them, to threads; each packs what it
-// needs of B into its scratch memory and runs the level's linear on it.
+// needs of B into its scratch memory, perhaps in parts of bfloat16, and runs the level's linear on it.
 #include <optional>
 
 #include "../isa/level.h"
@@ -73,11 +73,13 @@ struct Product {
   std::optional<Matrices> addend;
   float alpha = 1;
   ElementType type = ElementType::float32;  // what is multiplied
+  int64_t parts = 1;                        // 2 or 3: a float32 B in parts of bfloat16
   void* y = nullptr;                        // [batch, m, n], dense
   ElementType y_type = ElementType::float32;
 
   int64_t panels() const { return round_up(n, kPanelColumns) / kPanelColumns; }
-  int64_t panel_bytes() const { return panel_size(type, k) * element_size(type); }
+  ElementType packed_type() const { return parts > 1 ? ElementType::bfloat16 : type; }
+  int64_t panel_bytes() const { return panel_size(packed_type(), k) * parts * element_size(packed_type()); }
   int64_t panels_together() const {
     const int64_t fit = panel_bytes() > 0 ? kPackedBytes / panel_bytes() : kPackedBytes;
     return fit > kLeastPanels ? fit : kLeastPanels;
@@ -114,7 +116,8 @@ LinearCall call_of(const Product& p, int64_t first_panel, int64_t last_panel) {
   call.k = p.k;
   call.x.type = p.a_is_turned() ? p.type : p.a.type;
   call.x.stride = p.a_is_turned() ? p.k : p.a.row;
-  call.weight_type = p.type;
+  call.weight_type = p.packed_type();
+  call.weight_parts = p.parts;
   call.alpha = p.alpha;
   call.y_type = p.y_type;
   call.y_stride = p.n;
@@ -131,7 +134,8 @@ void pack(const Product& p, int64_t entry, int64_t first, int64_t last, const Li
   matrix.n = call.n;
   matrix.k_stride = p.b.row;
   matrix.n_stride = p.b.column;
-  matrix.packed_type = p.type;
+  matrix.packed_type = p.packed_type();
+  matrix.parts = p.parts;
   table().pack_matrix(matrix, place.packed);
   place.b = from;
   place.first = first;
@@ -166,12 +170,14 @@ void compute(const Product& p, int64_t entry, const LinearPart& part, Workplace&
     if (p.addend) {
       call.residual = {p.addend->at(entry) + column * element_size(p.addend->type), p.addend->row, p.addend->type};
     }
-    table().linear(call, {part.m_begin, part.m_end, 0, last - panel}, place.rest);
+    const auto multiply = p.parts > 1 ? table().linear_split : table().linear;
+    multiply(call, {part.m_begin, part.m_end, 0, last - panel}, place.rest);
   }
 }
 
 // Scratch memory for any part of the grid.
 Workplace take_workplace(const Product& p, const Grid& grid) {
+  const auto scratch_of = p.parts > 1 ? table().linear_split_scratch : table().linear_scratch;
   int64_t packed = 0, turned = 0, rest = 0;
   auto hold = [](int64_t& most, int64_t bytes) { most = bytes > most ? bytes : most; };
   for (int64_t i = 0; i < grid.size(); ++i) {
@@ -180,7 +186,7 @@ Workplace take_workplace(const Product& p, const Grid& grid) {
     hold(packed, panels * p.panel_bytes());
     if (p.a_is_turned()) hold(turned, (part.m_end - part.m_begin) * p.k * element_size(p.type));
     const LinearCall call = call_of(p, part.panel_begin, part.panel_begin + panels);
-    hold(rest, static_cast<int64_t>(table().linear_scratch(call, {part.m_begin, part.m_end, 0, panels})));
+    hold(rest, static_cast<int64_t>(scratch_of(call, {part.m_begin, part.m_end, 0, panels})));
   }
   Workplace place;
   place.packed = static_cast<char*>(thread_scratch().take(static_cast<size_t>(align64(packed) + align64(turned) + rest)));
@@ -202,10 +208,12 @@ void run(const Product& p) {
   shared_for(p.batch * grid.size(), p.m * p.n * p.k / grid.size(), kWorthAThread, work);
 }
 
-// a [..., m, k], b [..., k, n], batch dimensions alike (expanded) -> y [..., m, n] = alpha * a . b + addend [..., m, n]
+// a [..., m, k], b [..., k, n], batch dimensions alike (expanded) -> y [..., m, n] = alpha * a . b + addend [..., m, n];
+// float32 products from `parts` of bfloat16 where there are tiles.
 Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> addend, double alpha, bool bfloat16,
-                      bool bfloat16_out) {
+                      bool bfloat16_out, int64_t parts) {
   const int64_t dims = a.dim();
+  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (!bfloat16 || parts == 1), "parts: not 1, 2 or 3 of float32, or 1 of bfloat16");
   STD_TORCH_CHECK(dims >= 2 && b.dim() == dims, "a, b: not matrices, or of different numbers of dimensions");
   Product p;
   p.m = a.size(dims - 2);
@@ -231,6 +239,7 @@ Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> ad
   }
   p.alpha = static_cast<float>(alpha);
   p.type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
+  if (table().linear_split && p.k > 0) p.parts = parts;  // without depth there is no tile
   p.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
   Tensor y = empty(sizes, scalar_type(p.y_type));
   p.y = y.data_ptr();
@@ -243,7 +252,8 @@ Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> ad
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def(
-      "batched_matmul(Tensor a, Tensor b, Tensor? addend, float alpha, bool bfloat16, bool bfloat16_out) -> Tensor");
+      "batched_matmul(Tensor a, Tensor b, Tensor? addend, float alpha, bool bfloat16, bool bfloat16_out, int parts=1) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) { library.impl("batched_matmul", TORCH_BOX(&batched_matmul)); }

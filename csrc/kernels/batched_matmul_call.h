@@ -12,6 +12,7 @@ struct MatrixToPack {
   ElementType type = ElementType::float32;
   int64_t k = 0, n = 0, k_stride = 0, n_stride = 0;  // strides in elements
   ElementType packed_type = ElementType::float32;
+  int64_t parts = 1;  // of bfloat16, where there are tiles
 };
 
 }  // namespace slipstream

@@ -26,7 +26,7 @@ float32 kernels, and "medium" is bfloat16 where the level has dot products of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,8 +39,8 @@ from slipstream.kernels.operands import check_dtypes, refuse_gradients
 from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
-    "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "in_words", "join", "linear",
-    "pack", "part", "plain_linear", "split",
+    "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "has_tiles",
+    "in_words", "join", "linear", "pack", "part", "plain_linear", "plain_product", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -217,10 +217,23 @@ def asked_precision() -> str:
 
 def best_held(precision: str, rows: int) -> Held:
     """How to hold a float32 weight for x of so many rows, at the level in use."""
-    level = native.active_level()
     if precision == "medium":
-        return Held(torch.bfloat16 if _multiplies_bfloat16(level) else torch.float32)
-    return Held(torch.float32, PARTS[precision] if level in _TILES and rows >= SPLIT_FROM_ROWS else 1)
+        return Held(torch.bfloat16 if _multiplies_bfloat16(native.active_level()) else torch.float32)
+    return Held(torch.float32, best_parts(precision, rows))
+
+
+def has_tiles() -> bool:
+    """Whether the level in use multiplies parts of bfloat16; others would put them together again."""
+    return native.active_level() in _TILES
+
+
+def best_parts(precision: str, rows: int) -> int:
+    """Parts of bfloat16 for float32 products of two activations, the first of so many rows, at the level in use.
+
+    1 is the float32 kernel. "medium" has as many as "high": a float32 among activations may be a position, which one part of
+    8 bits would not tell from its neighbours.
+    """
+    return PARTS.get(precision, PARTS["high"]) if has_tiles() and rows >= SPLIT_FROM_ROWS else 1
 
 
 def in_words(precision: str, held: Held) -> str:
@@ -253,9 +266,14 @@ def split(values: torch.Tensor, parts: int) -> list[torch.Tensor]:
     return found
 
 
-def plain_product(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
-    """The twin: x [..., k] · weight [n, k]ᵀ in float32, from so many parts. Sums that are not finite are those of x0w0."""
+def plain_product(
+    x: torch.Tensor, weight: torch.Tensor, parts: int, multiply: Callable[..., torch.Tensor] = F.linear
+) -> torch.Tensor:
+    """The twin: x [..., k] · weight [n, k]ᵀ in float32, from so many parts. Sums that are not finite are those of x0w0.
+
+    ``multiply`` may be another product of the two, torch.matmul, say.
+    """
     x_parts, w_parts = split(x, parts), split(weight, parts)
-    products = [F.linear(x_parts[i], w_parts[j]) for i, j in PRODUCTS[parts]]
+    products = [multiply(x_parts[i], w_parts[j]) for i, j in PRODUCTS[parts]]
     total = torch.stack(products).sum(0)
     return torch.where(total.isfinite(), total, products[-1])

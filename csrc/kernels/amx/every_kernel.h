@@ -3,6 +3,7 @@
 #include "../every_kernel.h"
 #include "linear.h"
 #include "linear_split.h"
+#include "pack_parts.h"
 #include "linear_int8.h"
 #include "convolution_last.h"
 #include "attention.h"
@@ -16,6 +17,7 @@ constexpr KernelTable every_kernel_with_tiles() {
   table.linear = amx_linear;
   table.linear_split_scratch = amx_linear_split_scratch;
   table.linear_split = amx_linear_split;
+  table.pack_matrix = amx_pack_matrix;
   table.linear_int8_scratch = amx_linear_int8_scratch;
   table.linear_int8 = amx_linear_int8;
   table.convolution_last_scratch = amx_convolution_last_scratch;

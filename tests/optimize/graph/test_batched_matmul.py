@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
+from slipstream.kernels import native
 from slipstream.optimize import guards
 from slipstream.optimize.graph.operators.batched_matmul import BatchedMatmul
 from slipstream.optimize.guards import Verdict
@@ -104,6 +105,38 @@ def test_bfloat16_comes_in_without_casts_and_float32_is_not_rounded(at_once):
     make, draw, _ = CASES["positions"]
     (node,) = products(settle(make().eval(), *draw()))
     assert next(iter(node.target.ways))[4] is torch.float32
+
+
+@pytest.mark.parametrize(("precision", "parts"), [("highest", 3), ("high", 2), ("medium", 2)])
+@pytest.mark.parametrize("faster", [True, False])
+def test_tiles_multiply_parts_where_they_are_faster(at_once, monkeypatch, precision, parts, faster):
+    def known(question):
+        return Verdict(faster or question[0] != "batched_matmul in parts", 2.0)
+
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(guards.speed, "known", known)
+    a, b = torch.randn(2, 20, 24), torch.randn(2, 24, 30)
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with native.level(native.EMULATED), torch.inference_mode():
+            product = BatchedMatmul(torch.float32, torch.float32, 0.5)
+            assert error(product(a, b, None), 0.5 * a @ b) < (1e-6 if parts == 3 else 1e-5)
+            assert product(a[:, :3], b, None).shape == (2, 3, 30)  # too few rows for tiles
+        assert list(product.ways.values()) == [parts if faster else 1, 1]
+        decisions = {decision.what: decision.taken for decision in log}
+        assert decisions[f"product of 2 x 20 x 24 by 2 x 24 x 30: {parts} parts of bfloat16"] is faster
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
+
+
+def test_levels_without_tiles_race_no_parts(at_once, monkeypatch):
+    asked = []
+    monkeypatch.setattr(guards.speed, "known", lambda question: asked.append(question[0]) or Verdict(True, 2.0))
+    with native.level("baseline"), torch.inference_mode():
+        product = BatchedMatmul(torch.float32, torch.float32, 1.0)
+        product(torch.randn(2, 20, 24), torch.randn(2, 24, 30), None)
+    assert asked == ["batched_matmul"] and list(product.ways.values()) == [1]
 
 
 def test_sizes_are_raced_once_each(at_once):

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""y = alpha · A B + addend of two activations: on our kernel or on torch's, whichever a race finds faster for a size."""
+"""y = alpha · A B + addend of two activations: on our kernel or on torch's, whichever a race finds faster for a size.
+
+Where there are tiles, float32 is multiplied in parts of bfloat16, as torch's float32 matmul precision asks, if an earlier race
+finds that faster than our float32 kernel.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from slipstream.decision import log
 from slipstream.kernels import batched_matmul as kernel
+from slipstream.kernels.linear import asked_precision, best_parts, has_tiles
 from slipstream.optimize import guards
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.options import set_up
 
 MARGIN = 1.03
-"""How many times faster than torch's our kernel has to be."""
+"""How many times faster than torch's our kernel has to be, or parts of bfloat16 than float32."""
 
 
 class BatchedMatmul(Operator):
@@ -31,19 +37,21 @@ class BatchedMatmul(Operator):
     def __init__(self, product: torch.dtype, out: torch.dtype, alpha: float) -> None:
         super().__init__(product, out)
         self.alpha = alpha
-        self.ways: dict[Hashable, bool] = {}
+        self.tiles = has_tiles()
+        self.ways: dict[Hashable, int] = {}
+        """Parts of our kernel by size and precision, 0 for torch's."""
 
     def __call__(self, a: Any, b: Any, addend: Any) -> torch.Tensor:
         is_low = self.product is torch.bfloat16 or a.dtype is torch.bfloat16 or b.dtype is torch.bfloat16
         dtype = torch.bfloat16 if is_low else torch.float32
-        size = _size_of(a, b, dtype)
-        is_ours = self.ways.get(size)
-        if is_ours is None:
-            is_ours = self.ways[size] = self.race(a, b, addend, dtype, size)
-        return self.ours(a, b, addend, dtype) if is_ours else self.theirs(a, b, addend, dtype)
+        size = (*_size_of(a, b, dtype), asked_precision() if self.tiles and not is_low else None)
+        parts = self.ways.get(size)
+        if parts is None:
+            parts = self.ways[size] = self.race(a, b, addend, dtype, size)
+        return self.ours(a, b, addend, dtype, parts) if parts else self.theirs(a, b, addend, dtype)
 
-    def ours(self, a: Any, b: Any, addend: Any, dtype: torch.dtype) -> torch.Tensor:
-        return kernel.batched_matmul(a, b, addend=addend, alpha=self.alpha, dtype=dtype, out_dtype=self.out)
+    def ours(self, a: Any, b: Any, addend: Any, dtype: torch.dtype, parts: int) -> torch.Tensor:
+        return kernel.batched_matmul(a, b, addend=addend, alpha=self.alpha, dtype=dtype, out_dtype=self.out, parts=parts)
 
     def theirs(self, a: Any, b: Any, addend: Any, dtype: torch.dtype) -> torch.Tensor:
         y = torch.matmul(a.to(dtype), b.to(dtype))
@@ -51,23 +59,32 @@ class BatchedMatmul(Operator):
             y = y * self.alpha
         return (y if addend is None else y + addend).to(self.out)
 
-    def race(self, a: Any, b: Any, addend: Any, dtype: torch.dtype, size: Hashable) -> bool:
+    def race(self, a: Any, b: Any, addend: Any, dtype: torch.dtype, size: tuple[Hashable, ...]) -> int:
         """Which is faster on these very tensors; found once for all products of about their size and layout."""
-        question = ("batched_matmul", size, self.out, self.alpha != 1, addend is None)
+        question = (size, self.out, self.alpha != 1, addend is None)
         macs = float(math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])) * a.shape[-2] * a.shape[-1] * b.shape[-1])
         if macs == 0:
-            return True
-        with set_up.timed():
-            verdict = guards.speed.settle(
-                question, lambda: self.ours(a, b, addend, dtype), lambda: self.theirs(a, b, addend, dtype), macs, MARGIN
-            )
-        shapes = " by ".join(" x ".join(map(str, x.shape)) for x in (a, b))
+            return 1
+        what = "product of " + " by ".join(" x ".join(map(str, x.shape)) for x in (a, b))
+        parts = 1 if size[-1] is None else best_parts(str(size[-1]), a.shape[-2])
+
+        def settle(name: str, split: int, other: Callable[[], Any]) -> guards.Verdict:
+            with set_up.timed():
+                fast = functools.partial(self.ours, a, b, addend, dtype, split)
+                return guards.speed.settle((name, *question, split), fast, other, macs, MARGIN)
+
+        if parts > 1:
+            verdict = settle("batched_matmul in parts", parts, lambda: self.ours(a, b, addend, dtype, 1))
+            reason = f"raced against our float32 kernel on tensors like these{verdict.when()}"
+            log.note(f"{what}: {parts} parts of bfloat16", verdict.fast, reason, speedup_x=verdict.speedup_x)
+            parts = parts if verdict.fast else 1
+        verdict = settle("batched_matmul", parts, lambda: self.theirs(a, b, addend, dtype))
         reason = f"raced against torch's on tensors like these{verdict.when()}"
-        log.note(f"product of {shapes}: our kernel", verdict.fast, reason, speedup_x=verdict.speedup_x)
-        return verdict.fast
+        log.note(f"{what}: our kernel", verdict.fast, reason, speedup_x=verdict.speedup_x)
+        return parts if verdict.fast else 0
 
 
-def _size_of(a: Any, b: Any, dtype: torch.dtype) -> Hashable:
+def _size_of(a: Any, b: Any, dtype: torch.dtype) -> tuple[Hashable, ...]:
     """What the speed depends on: sizes, coarsely, dtypes, and which way the operands lie."""
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = a.numel() // max(1, rows * inner)
