@@ -7,6 +7,7 @@
 
 #include "../isa/level.h"
 #include "image_rows.h"
+#include "pointwise.h"
 #include "scratch.h"
 #include "shared_for.h"
 #include "window.h"
@@ -19,27 +20,6 @@ constexpr int64_t kBetweenBytes = 512 * 1024;
 
 // Multiplications below which another thread costs more than it brings.
 constexpr int64_t kWorthAThread = 250'000;
-
-// A 1 x 1 convolution over some pixels: everything but where they are. k is 0 where it is absent.
-LinearCall pointwise(const std::optional<Tensor>& packed, const std::optional<Tensor>& bias, int64_t post_op, bool bfloat16_out,
-                     int64_t n, int64_t k) {
-  LinearCall call;
-  if (!packed) return call;
-  call.n = call.y_stride = n;
-  call.k = call.x.stride = k;
-  call.weight_type = element_type(*packed, "packed");
-  STD_TORCH_CHECK(packed->numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
-  call.weight = packed->data_ptr();
-  STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
-  call.post_op = static_cast<PostOp>(post_op);
-  call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
-  if (bias) {
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n && bias->is_contiguous(), "bias: not a dense vector of channels");
-    call.bias_type = element_type(*bias, "bias");
-    call.bias = bias->data_ptr();
-  }
-  return call;
-}
 
 // Rows `row` and following of images of `width` pixels. The address may lie outside of any memory where only later rows do not.
 template <typename Data>

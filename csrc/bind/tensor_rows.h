@@ -31,13 +31,15 @@ inline ElementType element_type(const Tensor& tensor, const char* argument) {
   return type == ScalarType::Float ? ElementType::float32 : ElementType::bfloat16;
 }
 
-// All dimensions but the last folded into rows. False when they do not lie at one stride, or the last is not dense.
+// All dimensions but the last folded into rows. False when they do not lie at one stride, or the last is not dense; without
+// elements any strides will do, and stay as they are in what torch calls a dense copy.
 inline bool fold_rows(const Tensor& tensor, int64_t& rows, int64_t& stride) {
   const int64_t dims = tensor.dim();
   const int64_t columns = tensor.size(dims - 1);
   rows = 1;
   stride = columns;
-  if (columns > 1 && tensor.stride(dims - 1) != 1) return false;
+  const bool empty = tensor.numel() == 0;
+  if (columns > 1 && tensor.stride(dims - 1) != 1 && !empty) return false;
   bool first = true;
   for (int64_t d = dims - 2; d >= 0; --d) {
     const int64_t size = tensor.size(d);
@@ -45,7 +47,7 @@ inline bool fold_rows(const Tensor& tensor, int64_t& rows, int64_t& stride) {
     if (first) {
       stride = tensor.stride(d);
       first = false;
-    } else if (tensor.stride(d) != stride * rows) {
+    } else if (tensor.stride(d) != stride * rows && !empty) {
       return false;
     }
     rows *= size;

@@ -26,6 +26,7 @@ struct KernelTable {
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*pack_matrix)(const MatrixToPack& matrix, void* packed);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
+  void (*gate_rows)(const Rows& x, const Rows& gate, int64_t rows, int64_t columns, void* y, ElementType y_type);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);
   void (*group_moments)(const GroupNormCall& call, int64_t item, int64_t begin, int64_t end, float* moments);

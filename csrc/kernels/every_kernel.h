@@ -3,6 +3,7 @@
 // is added here and in isa/table.h, and every level has it.
 #include "post_op.h"
 #include "activation.h"
+#include "gate.h"
 #include "transpose.h"
 #include "norm.h"
 #include "linear_finish.h"
@@ -33,6 +34,7 @@ constexpr KernelTable every_kernel() {
   table.linear = linear;
   table.pack_matrix = pack_matrix;
   table.activation = activation;
+  table.gate_rows = gate_rows;
   table.transpose = transpose;
   table.norm = norm;
   table.group_moments = group_moments;

@@ -162,6 +162,14 @@ def inverted_residual(
     return torch.empty(size, dtype=_dtype(low), device=x.device, memory_format=torch.channels_last)
 
 
+def gated_pointwise(
+    x: torch.Tensor, gate: torch.Tensor, packed: torch.Tensor, out_channels: int, bias: torch.Tensor | None, post_op: int,
+    residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    size = (x.shape[0], out_channels, *x.shape[2:])
+    return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
+
+
 def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool) -> torch.Tensor:
     out, ins, _, _ = weight.shape
     depth = (ins + 31) // 32 * 32 if bfloat16 else ins
@@ -217,5 +225,6 @@ FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, group_norm, transpose, attention,
     relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
+    gated_pointwise,
     pack_winograd, winograd, recurrent, pooling, batched_matmul,
 )  # fmt: skip

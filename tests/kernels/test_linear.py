@@ -154,6 +154,11 @@ def test_empty(level, m, n, k):
     torch.testing.assert_close(y, bias.expand(m, n))
 
 
+def test_without_rows_strides_may_be_any(level):
+    packed, beside = L.pack(torch.randn(2, 3), dtype=torch.float32), torch.randn(0, 2, 1, 4).permute(0, 2, 3, 1)
+    assert L.linear(torch.randn(0, 3, 1, 4).permute(0, 2, 3, 1), packed, residual=beside).shape == beside.shape
+
+
 def test_two_threads_give_the_bits_of_one(level):
     torch.manual_seed(3)
     before = torch.get_num_threads()

@@ -19,7 +19,7 @@ from slipstream.optimize.graph.makers.constants import fold_constants
 from slipstream.optimize.graph.makers.convolution_nd import fuse_convolutions
 from slipstream.optimize.graph.makers.gates import read_gates
 from slipstream.optimize.graph.makers.group_norm import fuse_group_norms
-from slipstream.optimize.graph.makers.inverted_residual import fuse_inverted_residuals
+from slipstream.optimize.graph.makers.one_pass import fuse_channel_gates, fuse_inverted_residuals
 from slipstream.optimize.graph.makers.share import share
 from slipstream.optimize.graph.makers.written_out import read_written_out
 from slipstream.optimize.graph.makers.written_out_attention import read_attention
@@ -73,6 +73,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
         share(graph)
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()
     operators -= join(graph) + fuse_inverted_residuals(graph)
+    fuse_channel_gates(graph)
     if folds:
         fold_constants(graph, _placeholders(graph, own))  # casts and tables that have come
     restore(graph, low)

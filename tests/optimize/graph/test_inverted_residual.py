@@ -8,7 +8,7 @@ from torch import nn
 
 from slipstream.optimize.graph.capture import capture
 from slipstream.optimize.graph.lower import lower
-from slipstream.optimize.graph.makers import inverted_residual
+from slipstream.optimize.graph.makers import one_pass
 from slipstream.optimize.graph.operators.inverted_residual import InvertedResidual
 from slipstream.optimize.options import Options
 from tests.optimize.graph.conftest import needs_native
@@ -68,13 +68,14 @@ def kinds(graph):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_what_is_fused_and_that_it_means_the_same(monkeypatch, dtype, fused):
-    monkeypatch.setattr(inverted_residual, "BETWEEN", 0 if fused else 1 << 40)
+    monkeypatch.setattr(one_pass, "BETWEEN", 0 if fused else 1 << 40)
     torch.manual_seed(0)
     captured, low = lowered(Small().eval(), torch.randn(2, 3, 40, 36), dtype)
     found = kinds(low.fast.graph)
     assert found.count("inverted_residual") == (4 if fused else 0)
-    # beside the stem, the gate and the convolution behind it, which no depthwise convolution reaches
-    assert found.count("convolution") == (3 if fused else 13)
+    # beside the stem and the gate, which no depthwise convolution reaches; the convolution behind the gate takes it along
+    assert found.count("convolution") == (2 if fused else 12)
+    assert found.count("gated_pointwise") == 1
     assert low.operators == len(found)
     with torch.inference_mode():
         wanted, got = low.reference(*captured.inputs), low.fast(*captured.inputs)
@@ -82,7 +83,7 @@ def test_what_is_fused_and_that_it_means_the_same(monkeypatch, dtype, fused):
 
 
 def test_weights_that_must_not_be_packed_take_the_convolutions_own_ways(monkeypatch):
-    monkeypatch.setattr(inverted_residual, "BETWEEN", 0)
+    monkeypatch.setattr(one_pass, "BETWEEN", 0)
     torch.manual_seed(0)
     captured, low = lowered(Small().eval(), torch.randn(2, 3, 40, 36), "float32")
     with torch.inference_mode():
@@ -94,7 +95,7 @@ def test_weights_that_must_not_be_packed_take_the_convolutions_own_ways(monkeypa
 
 
 def test_a_changed_weight_is_packed_again(monkeypatch):
-    monkeypatch.setattr(inverted_residual, "BETWEEN", 0)
+    monkeypatch.setattr(one_pass, "BETWEEN", 0)
     torch.manual_seed(0)
     model = Small().eval()
     captured, low = lowered(model, torch.randn(2, 3, 40, 36), "float32")
@@ -105,7 +106,7 @@ def test_a_changed_weight_is_packed_again(monkeypatch):
 
 
 def test_large_weights_stay_apart(monkeypatch):
-    monkeypatch.setattr(inverted_residual, "BETWEEN", 0)
-    monkeypatch.setattr(inverted_residual, "WEIGHTS", 1000)
+    monkeypatch.setattr(one_pass, "BETWEEN", 0)
+    monkeypatch.setattr(one_pass, "WEIGHTS", 1000)
     _, low = lowered(Small().eval(), torch.randn(2, 3, 40, 36), "float32")
     assert "inverted_residual" not in kinds(low.fast.graph)

@@ -20,6 +20,7 @@ from slipstream.kernels import linear as linear_kernel
 from slipstream.kernels import native, norm
 from slipstream.kernels.channels_last import convolution_last as convolution_last_kernel
 from slipstream.kernels.channels_last import depthwise as depthwise_kernel
+from slipstream.kernels.channels_last import gated_pointwise as gated_pointwise_kernel
 from slipstream.kernels.channels_last import inverted_residual as inverted_residual_kernel
 from slipstream.kernels.channels_last import pooling
 from slipstream.kernels.channels_last import winograd as winograd_kernel
@@ -112,6 +113,22 @@ def inverted_residual(
     def quick(x: torch.Tensor, residual: Maybe) -> torch.Tensor:
         added = None if residual is None else residual.contiguous(memory_format=_LAST)
         return run(x.contiguous(memory_format=_LAST), *constants, added)  # type: ignore[no-any-return]
+
+    return quick
+
+
+def gated_pointwise(stage: inverted_residual_kernel.Pointwise) -> Quick:
+    """(x channels last, residual, gate) -> y, as `kernels.channels_last.gated_pointwise.gated_pointwise`."""
+    if not stage.packed.native:
+        return lambda x, residual, gate: gated_pointwise_kernel.gated_pointwise(x, gate, stage, residual=residual)
+    run, packed, n, bias = _ops.gated_pointwise.default, stage.packed.data, stage.packed.n, stage.bias
+    code, low = code_of(stage.post_op), stage.out is torch.bfloat16
+
+    def quick(x: torch.Tensor, residual: Maybe, gate: torch.Tensor) -> torch.Tensor:
+        added = None if residual is None else residual.contiguous(memory_format=_LAST)
+        factors = gate if gate.stride(1) == 1 else gate.contiguous()
+        image = x.contiguous(memory_format=_LAST)
+        return run(image, factors, packed, n, bias, code, added, low)  # type: ignore[no-any-return]
 
     return quick
 

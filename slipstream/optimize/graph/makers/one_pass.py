@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depthwise convolutions become one operator with the 1 × 1 convolutions beside them, where memory is what bounds them.
+"""1 × 1 convolutions become one operator with a depthwise convolution beside them, or with the factors that scale their image's
+channels, where memory is what bounds them.
 
 Dtypes have been chosen, and each convolution has its norm, residual and activation.
 """
@@ -11,8 +12,9 @@ from typing import Any
 
 from torch import fx
 
-from slipstream.optimize.graph.nodes import only_user, sizes_of, tensor
+from slipstream.optimize.graph.nodes import name_of, only_user, operands_of, sizes_of, tensor
 from slipstream.optimize.graph.operators.convolution import Convolution, Depthwise, Pointwise, way_for
+from slipstream.optimize.graph.operators.gated_pointwise import GatedPointwise
 from slipstream.optimize.graph.operators.inverted_residual import InvertedResidual
 
 BETWEEN = 2 << 20
@@ -62,5 +64,40 @@ def _fuse(graph: fx.Graph, middle: Any) -> int:
 
 def _pays(row: list[Any]) -> bool:
     between = sum(math.prod(sizes_of(node)) * int(node.target.out.itemsize) for node in row[:-1])
-    weights = sum(math.prod(sizes_of(node.args[2])) * int(node.target.product.itemsize) for node in row)
-    return between >= BETWEEN and weights <= WEIGHTS
+    return between >= BETWEEN and _weight_bytes(*row) <= WEIGHTS
+
+
+def _weight_bytes(*row: Any) -> int:
+    return sum(math.prod(sizes_of(node.args[2])) * int(node.target.product.itemsize) for node in row)
+
+
+def fuse_channel_gates(graph: fx.Graph) -> int:
+    """Rewrite in place: 1 × 1 convolutions take the factors of their image's channels along. Returns how many do now."""
+    return sum(_fuse_gate(graph, node) for node in list(graph.nodes) if _is(node, Pointwise))
+
+
+def _fuse_gate(graph: fx.Graph, node: Any) -> int:
+    product: Any = node.args[0]
+    operands = operands_of(product) if name_of(product) == "mul" and only_user(product) is node else None
+    if operands is None or _weight_bytes(node) > WEIGHTS:
+        return 0
+    for image, gate in (operands, operands[::-1]):
+        if _is_gate(gate, image):
+            break
+    else:
+        return 0
+    with graph.inserting_before(node):
+        fused = graph.call_function(GatedPointwise(node.target), (image, node.args[1], gate, *node.args[2:]))
+    fused.meta = dict(node.meta)
+    node.replace_all_uses_with(fused)
+    graph.erase_node(node)
+    graph.erase_node(product)
+    return 1
+
+
+def _is_gate(gate: Any, image: Any) -> bool:
+    """Whether it is a factor for each channel of each image, [N, C, 1, 1], of more than one pixel."""
+    if tensor(gate) is None or tensor(image) is None:
+        return False
+    (factors, sizes) = sizes_of(gate), sizes_of(image)
+    return len(sizes) == 4 and factors == (*sizes[:2], 1, 1) and sizes[2] * sizes[3] > 1
