@@ -47,7 +47,8 @@ Mask as_mask(const std::optional<Tensor>& mask, const Tensor& q, const Tensor& k
 
 // q [b, h, l, d], k [b, g, s, d], v [b, g, s, e], h a multiple of g -> y [b, h, l, e], whose memory is [b, l, h, e].
 Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std::optional<Tensor> mask_in, bool causal,
-                 double scale, bool bfloat16, bool bfloat16_out, double softcap, int64_t window, double unseen) {
+                 double scale, bool bfloat16, bool bfloat16_out, double softcap, int64_t window, double unseen,
+                 int64_t parts) {
   check(q_in, "query");
   check(k_in, "key");
   check(v_in, "value");
@@ -58,6 +59,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   STD_TORCH_CHECK(k.size(3) == q.size(3), "key: another depth than query");
   STD_TORCH_CHECK(groups > 0 && heads % groups == 0, "query: heads are no multiple of the heads of key");
   STD_TORCH_CHECK(softcap >= 0 && window >= 0, "softcap, window: negative; 0 is without");
+  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (!bfloat16 || parts == 1), "parts: not 1, 2 or 3 of float32, or 1 of bfloat16");
   const Mask mask = as_mask(mask_in, q, k);
 
   AttentionCall whole;
@@ -79,6 +81,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   whole.unseen = static_cast<float>(unseen);
   whole.window = window < whole.queries + whole.keys ? window : 0;
   whole.bfloat16 = bfloat16;
+  whole.parts = parts;
   whole.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
   const int64_t e = whole.value_depth;
   whole.y_stride = heads * e;
@@ -131,7 +134,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float scale, bool bfloat16, "
-      "bool bfloat16_out, float softcap=0., int window=0, float unseen=0.) -> Tensor");
+      "bool bfloat16_out, float softcap=0., int window=0, float unseen=0., int parts=1) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -32,6 +32,7 @@ struct AttentionCall {
   int64_t mask_head = 0, mask_row = 0, mask_key = 0;  // strides in elements; 0 where the mask is the same for all
   bool bfloat16 = true;               // multiply in bfloat16, else in float32
   const void *q_ahead = nullptr, *k_ahead = nullptr, *v_ahead = nullptr;  // the thread's next call's, or null
+  int64_t parts = 1;                  // 2 or 3: float32 products from so many parts of bfloat16, where there are tiles
 };
 
 // Keys [begin, end).

@@ -15,7 +15,7 @@ import torch
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.linear import plain_product
+from slipstream.kernels.linear import check_parts, plain_product
 from slipstream.kernels.operands import DTYPES, check_dtypes, refuse_gradients
 
 
@@ -37,8 +37,7 @@ def batched_matmul(
         out_dtype = torch.bfloat16 if torch.bfloat16 in (a.dtype, b.dtype) else torch.float32
     if torch.is_grad_enabled():
         refuse_gradients("batched_matmul", a, b, addend)
-    if parts not in ((1, 2, 3) if dtype is torch.float32 else (1,)):
-        raise UsageError.of("parts", parts, "must be 1, 2 or 3, and 1 for bfloat16")
+    check_parts(parts, dtype)
     if dtype not in DTYPES or out_dtype not in DTYPES or not native.available():
         _check(a, b, addend, dtype=dtype, out_dtype=out_dtype)
         return plain_batched_matmul(a, b, addend=addend, alpha=alpha, dtype=dtype, out_dtype=out_dtype, parts=parts)

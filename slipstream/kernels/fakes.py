@@ -92,7 +92,7 @@ def transpose(x: torch.Tensor, bfloat16_out: bool) -> torch.Tensor:
 
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float,
-    bfloat16: bool, bfloat16_out: bool, softcap: float = 0.0, window: int = 0, unseen: float = 0.0,
+    bfloat16: bool, bfloat16_out: bool, softcap: float = 0.0, window: int = 0, unseen: float = 0.0, parts: int = 1,
 ) -> torch.Tensor:  # fmt: skip
     batch, heads, length, _ = query.shape
     dtype = _dtype(bfloat16_out)

@@ -39,8 +39,8 @@ from slipstream.kernels.operands import check_dtypes, refuse_gradients
 from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
-    "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "has_tiles",
-    "in_words", "join", "linear", "pack", "part", "plain_linear", "plain_product", "split",
+    "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "check_parts",
+    "has_tiles", "in_words", "join", "linear", "pack", "part", "plain_linear", "plain_product", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -87,14 +87,19 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1) -> PackedL
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
     check_dtypes(dtype=dtype, weight=weight.dtype)
-    if parts not in ((1, 2, 3) if dtype is torch.float32 else (1,)):
-        raise UsageError.of("parts", parts, "must be 1, 2 or 3, and 1 for bfloat16")
+    check_parts(parts, dtype)
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
             data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
+
+
+def check_parts(parts: int, dtype: torch.dtype) -> None:
+    """Raise UsageError for a number of parts that this dtype is not multiplied in."""
+    if parts not in ((1, 2, 3) if dtype is torch.float32 else (1,)):
+        raise UsageError.of("parts", parts, "must be 1, 2 or 3, and 1 for bfloat16")
 
 
 def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear]]:

@@ -19,7 +19,8 @@ from slipstream import env
 from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
-from slipstream.optimize import accounts, gates, guards, names
+from slipstream.kernels.linear import asked_precision, has_tiles
+from slipstream.optimize import accounts, gates, guards, names, products
 from slipstream.optimize.allowance import FIXED_S
 from slipstream.optimize.options import clocks, compute_dtype, elapsed, fair, set_up
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
@@ -32,6 +33,8 @@ _accounts: dict[Hashable, accounts.Account] = {}
 _like_query: set[Hashable] = set()
 _errors: dict[Hashable, float] = {}
 _wanted: list[torch.dtype] = []
+_tiles: list[bool] = []
+_in_parts: dict[Hashable, int] = {}
 _decides_only: list[bool] = []
 _lock = threading.Lock()
 
@@ -55,11 +58,11 @@ class Call:
             scale=self.scale, enable_gqa=self.enable_gqa,
         )  # fmt: skip
 
-    def fast(self, dtype: torch.dtype) -> torch.Tensor:
+    def fast(self, dtype: torch.dtype, parts: int = 1) -> torch.Tensor:
         """By our kernel; without the extension by torch's on cast tensors."""
         q, k, v, mask = self.query, self.key, self.value, self.attn_mask
         if native.available():
-            return kernel.attention(q, k, v, mask, causal=self.is_causal, scale=self.scale, dtype=dtype)
+            return kernel.attention(q, k, v, mask, causal=self.is_causal, scale=self.scale, dtype=dtype, parts=parts)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(dtype)  # infinities stay, and what else a mask holds needs no more than eight bits
         y = _original(
@@ -140,6 +143,7 @@ def install(settings: Any) -> None:
         log.note("attention: kernel", False, f"{env.ONLY} or {env.SKIP} leaves {NAME} out")
         return
     _wanted[:] = [dtype]
+    _tiles[:] = [True] if dtype == torch.float32 and has_tiles() else []
     _decides_only[:] = [True] if settings.decides_only else []
     setattr(functional, NAME, scaled_dot_product_attention)
     # torch.jit knows what a name means by the identity of the function behind it
@@ -149,6 +153,8 @@ def install(settings: Any) -> None:
 def uninstall() -> None:
     setattr(functional, NAME, _original)
     _wanted.clear()
+    _tiles.clear()
+    _in_parts.clear()
     _verdicts.clear()
     _accounts.clear()
     _like_query.clear()
@@ -180,7 +186,7 @@ def _answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | Non
         if not call.is_ordinary():
             return None
         dtype = torch.bfloat16 if call.query.dtype == torch.bfloat16 else _wanted[0]
-        size = call.size()
+        size = (call.size(), asked_precision()) if _tiles and dtype == torch.float32 else call.size()
         verdict = _verdicts.get(size)
         if verdict is None:
             return _undecided(call, size, dtype)
@@ -205,7 +211,8 @@ def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor |
     if size not in _errors:
         if not _decides_only and known is None and not guards.speed.is_fasts_turn(question):
             return _by_original(call, question, macs)
-        checking_s = 2 * guards.speed.expected_s(question, min(macs, guards.TRIAL_MACS)) + FIXED_S
+        runs = 2 + 2 * guards.ROUNDS * len(_tiles)  # parts of bfloat16 are raced first
+        checking_s = runs * guards.speed.expected_s(question, min(macs, guards.TRIAL_MACS)) + FIXED_S
         credit = guards.credit(known, guards.speed.expected_s(question, macs))
         if not set_up.affords(checking_s - credit) or not _lock.acquire(blocking=False):
             return _by_original(call, question, macs)
@@ -217,7 +224,7 @@ def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor |
     if _decides_only:
         part = call.part()
         with set_up.timed(), torch.no_grad():
-            guards.speed.settle(question, lambda: _laid_out(part.fast(dtype), part, size), part.original, macs)
+            guards.speed.settle(question, lambda: _fast(part, dtype, size), part.original, macs)
     verdict = guards.speed.known(question)
     if verdict is not None:
         why = f"in {str(dtype).removeprefix('torch.')}" if verdict.fast else "the original is faster here"
@@ -226,7 +233,7 @@ def _undecided(call: Call, size: Hashable, dtype: torch.dtype) -> torch.Tensor |
     if not guards.speed.is_fasts_turn(question) or not set_up.affords(guards.speed.expected_s(question, macs) / 2):
         return _by_original(call, question, macs)
     start = clocks()
-    y = _laid_out(call.fast(dtype), call, size)
+    y = _fast(call, dtype, size)
     spent = elapsed(start)
     set_up.allowance.save(guards.speed.expected_s(question, macs) - fair(spent))
     guards.speed.saw(question, True, spent, macs)
@@ -248,15 +255,29 @@ def _served(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor | No
     if _decides_only:
         return None
     if account.calls == account.next_timed:
-        return accounts.timed(account, lambda: _laid_out(call.fast(dtype), call, size))  # type: ignore[no-any-return]
-    return _laid_out(call.fast(dtype), call, size)
+        return accounts.timed(account, lambda: _fast(call, dtype, size))  # type: ignore[no-any-return]
+    return _fast(call, dtype, size)
+
+
+def _fast(call: Call, dtype: torch.dtype, size: Hashable) -> torch.Tensor:
+    return _laid_out(call.fast(dtype, _in_parts.get(size, 1)), call, size)
+
+
+def _race_parts(call: Call, dtype: torch.dtype, size: Hashable) -> None:
+    """float32 in parts of bfloat16, where that is faster than our float32 kernel."""
+    wanted = kernel.parts_for(asked_precision(), call.query, call.key)
+    question = ("attention in parts", size, torch.get_num_threads())
+    with torch.no_grad():
+        _in_parts[size] = products.race(_named(call), wanted, lambda parts: call.fast(dtype, parts), question, call.macs())
 
 
 def _check(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
     """Both ways on part of the batch: strides and error. False decides, but for data that are not finite."""
+    part = call.part()
+    if _tiles and dtype == torch.float32:
+        _race_parts(part, dtype, size)
     with set_up.timed(), torch.no_grad():
-        part = call.part()
-        wanted, got = part.original(), part.fast(dtype)
+        wanted, got = part.original(), part.fast(dtype, _in_parts.get(size, 1))
         if wanted.shape == part.query.shape and wanted.stride() == torch.empty_like(part.query).stride():
             _like_query.add(size)
         got = _laid_out(got, part, size)
@@ -283,8 +304,12 @@ def _laid_out(y: torch.Tensor, call: Call, size: Hashable) -> torch.Tensor:
 
 
 def _decide(call: Call, size: Hashable, taken: bool, why: str, **figures: float) -> None:
-    q = call.query
-    what = f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"
+    what = _named(call)
     _accounts[size] = accounts.of_function(what, NAME)
     _verdicts[size] = taken
     log.note(what, taken, why, **figures)
+
+
+def _named(call: Call) -> str:
+    q = call.query
+    return f"attention: {q.shape[1]} heads of {q.shape[3]}, {q.shape[2]} × {call.key.shape[2]}"

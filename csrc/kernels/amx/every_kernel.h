@@ -6,6 +6,8 @@
 #include "pack_parts.h"
 #include "linear_int8.h"
 #include "convolution_last.h"
+#include "attention_strips.h"
+#include "attention_split.h"
 #include "attention.h"
 
 namespace slipstream {

@@ -106,7 +106,8 @@ class EncoderLayerPiece(PrecisionPiece):
             qkv = linear.linear(x, projection, projection_bias, out_dtype=inside).chunk(3, dim=-1)
             q, k, v = (multihead.by_heads(part, heads) for part in qkv)
             seen = multihead.merged(padding, mask, source.size(0), heads)
-            y = kernel.attention(q, k, v, seen, dtype=inside).transpose(1, 2).flatten(2)
+            split = self.parts_of_attention(inside, q, k)
+            y = kernel.attention(q, k, v, seen, dtype=inside, parts=split).transpose(1, 2).flatten(2)
             return linear.linear(y, out, out_bias, residual=source, out_dtype=source.dtype)
 
         def feed(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,8 @@ class MultiheadPiece(PrecisionPiece):
             y, weights = _with_weights(q, k, v, mask, averaged=x.averaged)
             y = y.transpose(1, 2)
         else:
-            y = kernel.attention(q, k, v, mask, dtype=parts[0].dtype).transpose(1, 2)
+            dtype = parts[0].dtype
+            y = kernel.attention(q, k, v, mask, dtype=dtype, parts=self.parts_of_attention(dtype, q, k)).transpose(1, 2)
         y = y.flatten(2)  # [batch, steps, width]
         turned = not self._takes_the_fast_path(x, tensors)
         y = linear.linear(y.transpose(0, 1) if turned else y, out, last_bias, out_dtype=outside)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
+from slipstream.kernels.attention import parts_for
 from slipstream.kernels.linear import PARTS, Held, asked_precision, best_held, in_words
 from slipstream.kernels.operands import DTYPES
 from slipstream.optimize import guards, one_copy
@@ -45,6 +46,11 @@ class PrecisionPiece(Piece):
     def parts(self, dtype: torch.dtype) -> int:
         """For `make`."""
         return self.held.parts if dtype == torch.float32 else 1
+
+    def parts_of_attention(self, dtype: torch.dtype, query: torch.Tensor, key: torch.Tensor) -> int:
+        """For attention between weights that are held so, where it has rows enough."""
+        split = self.precision is not None and self.parts(dtype) > 1
+        return parts_for(self.precision or "highest", query, key) if split else 1
 
     def limit(self, dtype: torch.dtype) -> float:
         if dtype == torch.float32 and self.precision == "high":

@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 
+from slipstream.kernels import attention as kernel
+from slipstream.kernels.linear import asked_precision, has_tiles
+from slipstream.optimize import products
 from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.operator import Operator
 
 
 class Attention(Operator):
-    """Takes query, key, value [B, H, L, D] and a mask or None; the result's memory is [B, L, H, E]."""
+    """Takes query, key, value [B, H, L, D] and a mask or None; the result's memory is [B, L, H, E].
+
+    Where there are tiles, float32 is multiplied in parts of bfloat16, as torch's float32 matmul precision asks, if a race finds
+    that faster than our float32 kernel.
+    """
 
     kind = "attention"
 
@@ -20,10 +28,34 @@ class Attention(Operator):
         self, product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float = 0.0
     ) -> None:
         super().__init__(product, out)
-        self.run = quick.attention(product, out, causal=causal, scale=scale, unseen=unseen)
+        self.in_parts = {
+            parts: quick.attention(product, out, causal=causal, scale=scale, unseen=unseen, parts=parts)
+            for parts in ((1, 2, 3) if product is torch.float32 and has_tiles() else (1,))
+        }
+        self.run = self.in_parts[1]
+        self.ways: dict[Hashable, int] = {}
+        """Parts by size and precision."""
 
     def __call__(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
-        return self.run(query, key, value, mask)
+        if len(self.in_parts) == 1:
+            return self.run(query, key, value, mask)
+        return self.in_parts[self.parts(query, key, value, mask)](query, key, value, mask)
+
+    def parts(self, query: Any, key: Any, value: Any, mask: Any) -> int:
+        """Raced on these very tensors; found once for all calls of about their size."""
+        (batch, heads, queries, depth), keys = query.shape, key.shape[2]
+        precision = asked_precision()
+        lengths = tuple(length.bit_length() for length in (batch, queries, keys))
+        size = (precision, lengths, heads, key.shape[1], depth, value.shape[3], None if mask is None else mask.dtype)
+        parts = self.ways.get(size)
+        if parts is None:
+            what = f"attention: {heads} heads of {depth}, {queries} × {keys}"
+            macs = float(batch * heads * queries * keys * (depth + value.shape[3]))
+            wanted = kernel.parts_for(precision, query, key)
+            question = ("attention in parts", self.out, size)
+            parts = products.race(what, wanted, lambda n: self.in_parts[n](query, key, value, mask), question, macs)
+            self.ways[size] = parts
+        return parts
 
 
 def mask_that_hides(mask: torch.Tensor) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ import torch
 from slipstream.decision import log
 from slipstream.kernels import batched_matmul as kernel
 from slipstream.kernels.linear import asked_precision, best_parts, has_tiles
-from slipstream.optimize import guards
+from slipstream.optimize import guards, products
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.options import set_up
 
 MARGIN = 1.03
-"""How many times faster than torch's our kernel has to be, or parts of bfloat16 than float32."""
+"""How many times faster than torch's our kernel has to be."""
 
 
 class BatchedMatmul(Operator):
@@ -61,24 +61,17 @@ class BatchedMatmul(Operator):
 
     def race(self, a: Any, b: Any, addend: Any, dtype: torch.dtype, size: tuple[Hashable, ...]) -> int:
         """Which is faster on these very tensors; found once for all products of about their size and layout."""
-        question = (size, self.out, self.alpha != 1, addend is None)
+        question = size, self.out, self.alpha != 1, addend is None
         macs = float(math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])) * a.shape[-2] * a.shape[-1] * b.shape[-1])
         if macs == 0:
             return 1
         what = "product of " + " by ".join(" x ".join(map(str, x.shape)) for x in (a, b))
+        ours = functools.partial(self.ours, a, b, addend, dtype)
+        theirs = functools.partial(self.theirs, a, b, addend, dtype)
         parts = 1 if size[-1] is None else best_parts(str(size[-1]), a.shape[-2])
-
-        def settle(name: str, split: int, other: Callable[[], Any]) -> guards.Verdict:
-            with set_up.timed():
-                fast = functools.partial(self.ours, a, b, addend, dtype, split)
-                return guards.speed.settle((name, *question, split), fast, other, macs, MARGIN)
-
-        if parts > 1:
-            verdict = settle("batched_matmul in parts", parts, lambda: self.ours(a, b, addend, dtype, 1))
-            reason = f"raced against our float32 kernel on tensors like these{verdict.when()}"
-            log.note(f"{what}: {parts} parts of bfloat16", verdict.fast, reason, speedup_x=verdict.speedup_x)
-            parts = parts if verdict.fast else 1
-        verdict = settle("batched_matmul", parts, lambda: self.theirs(a, b, addend, dtype))
+        parts = products.race(what, parts, ours, ("batched_matmul in parts", *question), macs)
+        with set_up.timed():
+            verdict = guards.speed.settle(("batched_matmul", *question, parts), lambda: ours(parts), theirs, macs, MARGIN)
         reason = f"raced against torch's on tensors like these{verdict.when()}"
         log.note(f"{what}: our kernel", verdict.fast, reason, speedup_x=verdict.speedup_x)
         return parts if verdict.fast else 0

@@ -168,11 +168,13 @@ def global_average() -> Quick:
     return quick
 
 
-def attention(product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float) -> Quick:
+def attention(
+    product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float, parts: int = 1
+) -> Quick:
     """(query, key, value, mask) -> y, as `kernels.attention.attention`."""
     if not native.available():
         return functools.partial(
-            attention_kernel.attention, causal=causal, scale=scale, dtype=product, out_dtype=out, unseen=unseen
+            attention_kernel.attention, causal=causal, scale=scale, dtype=product, out_dtype=out, unseen=unseen, parts=parts
         )
     run, low, low_out = _ops.attention.default, product is torch.bfloat16, out is torch.bfloat16
 
@@ -180,6 +182,6 @@ def attention(product: torch.dtype, out: torch.dtype, *, causal: bool, scale: fl
         batch, heads, rows, depth = query.shape
         factor = 1 / math.sqrt(depth or 1) if scale is None else scale
         seen = None if mask is None else mask.expand(batch, heads, rows, key.shape[2])
-        return run(query, key, value, seen, causal, factor, low, low_out, 0.0, 0, unseen)  # type: ignore[no-any-return]
+        return run(query, key, value, seen, causal, factor, low, low_out, 0.0, 0, unseen, parts)  # type: ignore[no-any-return]
 
     return quick
