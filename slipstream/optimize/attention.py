@@ -19,7 +19,7 @@ from slipstream import env
 from slipstream.decision import log
 from slipstream.kernels import attention as kernel
 from slipstream.kernels import native
-from slipstream.kernels.linear import asked_precision, has_tiles
+from slipstream.kernels.linear import PARTS, asked_precision, has_tiles
 from slipstream.optimize import accounts, gates, guards, names, products
 from slipstream.optimize.allowance import FIXED_S
 from slipstream.optimize.options import clocks, compute_dtype, elapsed, fair, set_up
@@ -284,7 +284,8 @@ def _check(call: Call, size: Hashable, dtype: torch.dtype) -> bool:
         error = guards.relative_error(got, wanted)
         if error is None:
             return False
-        if got.stride() != wanted.stride() or got.dtype != wanted.dtype or error > guards.LIMITS[dtype]:
+        limit = guards.HIGH_LIMIT if _in_parts.get(size) == PARTS["high"] else guards.LIMITS[dtype]
+        if got.stride() != wanted.stride() or got.dtype != wanted.dtype or error > limit:
             _decide(call, size, False, "other strides, or not accurate enough", error_relative=error)
             return False
         _errors[size] = error

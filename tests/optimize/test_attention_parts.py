@@ -70,6 +70,20 @@ def test_torchs_function(engine, tiles, set_precision, asked, precision):
 
 
 @torch.no_grad()
+def test_precision_high_may_err_as_much_as_it_does_in_layers(engine, tiles, set_precision, asked):
+    """Large scores that differ by little lose the most."""
+    set_precision("high")
+    engine("float32")
+    q, k, v = qkv()
+    q[..., 0] += 8
+    k[..., 0] += 50
+    for _ in range(2):
+        got = functional.scaled_dot_product_attention(q, k, v)
+    assert asked[-1] == 2 and any(reason == "in float32" for reason in decisions(taken=True).values())
+    assert guards.LIMITS[torch.float32] < error(got, exact(q, k, v)) < guards.HIGH_LIMIT
+
+
+@torch.no_grad()
 def test_torchs_function_where_float32_is_faster(engine, tiles, monkeypatch, asked):
     engine("float32")
     monkeypatch.setattr(guards.speed, "known", lambda question: Verdict(question[0] != "attention in parts", 2.0))
