@@ -96,11 +96,7 @@ Tensor convolution_last(const Tensor& x, const Tensor& packed, int64_t out_chann
     linear.bias = bias_holder.data_ptr();
   }
   if (residual) {
-    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == x.size(0) && residual->size(1) == out_channels &&
-                        residual->size(2) == call.out_height && residual->size(3) == call.out_width,
-                    "residual: not of the output's shape");
-    const ElementType type = channels_last(*residual, "residual");
-    linear.residual = {residual->data_ptr(), out_channels, type};
+    linear.residual = residual_rows(*residual, x.size(0), out_channels, call.out_height, call.out_width);
     linear.residual_first = true;
   }
   linear.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;

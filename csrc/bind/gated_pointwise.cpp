@@ -79,10 +79,7 @@ Tensor gated_pointwise(const Tensor& x, const Tensor& gate, const Tensor& packed
   Tensor y = empty_images(x.size(0), out_channels, x.size(2), x.size(3), call.y_type);
   call.y = y.data_ptr();
   if (residual) {
-    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == x.size(0) && residual->size(1) == out_channels &&
-                        residual->size(2) == x.size(2) && residual->size(3) == x.size(3),
-                    "residual: not of the output's shape");
-    call.residual = {residual->data_ptr(), out_channels, channels_last(*residual, "residual")};
+    call.residual = residual_rows(*residual, x.size(0), out_channels, x.size(2), x.size(3));
     call.residual_first = true;
   }
   if (y.numel() == 0) return y;

@@ -38,6 +38,15 @@ inline ElementType channels_last(const Tensor& tensor, const char* argument) {
   return element_type(tensor, argument);
 }
 
+// A residual of images of these sizes, its pixels as rows.
+inline Rows residual_rows(const Tensor& residual, int64_t images, int64_t channels, int64_t height, int64_t width) {
+  const ElementType type = channels_last(residual, "residual");
+  STD_TORCH_CHECK(residual.size(0) == images && residual.size(1) == channels && residual.size(2) == height &&
+                      residual.size(3) == width,
+                  "residual: not of the output's shape");
+  return {residual.data_ptr(), channels, type};
+}
+
 inline Tensor empty_images(int64_t images, int64_t channels, int64_t height, int64_t width, ElementType type) {
   const int64_t row = width * channels;
   return empty_strided({images, channels, height, width}, {height * row, 1, row, channels}, scalar_type(type));

@@ -181,10 +181,8 @@ Tensor inverted_residual(const Tensor& x, std::optional<Tensor> expand, std::opt
   Tensor y = empty_images(chain.images, out, middle.out_height, middle.out_width, y_type);
   chain.project.y = middle.y = y.data_ptr();
   if (residual) {
-    STD_TORCH_CHECK(project && residual->dim() == 4 && residual->size(0) == chain.images && residual->size(1) == out &&
-                        residual->size(2) == middle.out_height && residual->size(3) == middle.out_width,
-                    "residual: not of the output's shape");
-    chain.project.residual = {residual->data_ptr(), out, channels_last(*residual, "residual")};
+    STD_TORCH_CHECK(project, "residual: given without project, to which it belongs");
+    chain.project.residual = residual_rows(*residual, chain.images, out, middle.out_height, middle.out_width);
     chain.project.residual_first = true;
   }
   if (y.numel() == 0) return y;

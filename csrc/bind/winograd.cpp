@@ -126,11 +126,9 @@ Tensor winograd(const Tensor& x, const Tensor& packed, int64_t out_channels, int
     call.bias = static_cast<const float*>(bias_holder.data_ptr());
   }
   if (residual) {
-    call.residual_type = channels_last(*residual, "residual");
-    STD_TORCH_CHECK(residual->size(0) == call.batch && residual->size(1) == out_channels &&
-                        residual->size(2) == call.out_height && residual->size(3) == call.out_width,
-                    "residual: not of the output's shape");
-    call.residual = residual->data_ptr();
+    const Rows rows = residual_rows(*residual, call.batch, out_channels, call.out_height, call.out_width);
+    call.residual = rows.data;
+    call.residual_type = rows.type;
   }
   call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
   const int64_t pixels = call.out_height * call.out_width;
