@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "../isa/level.h"
+#include "element.h"
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
@@ -29,6 +30,8 @@ void set_images(ConvolutionLastCall& call, const Tensor& x) {
   call.channel = x.stride(1);
 }
 
+int64_t panels_of(const ConvolutionLastCall& call) { return round_up(call.linear.n, kPanelColumns) / kPanelColumns; }
+
 ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,
                              const std::vector<int64_t>& numbers) {
   ConvolutionLastCall call;
@@ -43,10 +46,34 @@ ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_
   call.linear.n = out_channels / groups;
   call.linear.weight_type = element_type(packed, "packed");
   call.linear.weight = packed.data_ptr();
-  const int64_t panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
-  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == groups * panels * call.panel_elements(),
+  const int64_t elements = groups * panels_of(call) * call.panel_elements(), parts = elements ? packed.numel() / elements : 1;
+  const int64_t most_parts = call.linear.weight_type == ElementType::bfloat16 ? 3 : 1;
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == elements * parts && parts >= 1 && parts <= most_parts,
                   "packed: not packed for these sizes");
+  call.linear.weight_parts = parts;
   return call;
+}
+
+// A weight in parts as plain float32, packed.
+Tensor join_parts(const ConvolutionLastCall& call, int64_t groups) {
+  const LinearCall& linear = call.linear;
+  ConvolutionLastCall plain = call;
+  plain.linear.weight_type = ElementType::float32;
+  plain.linear.weight_parts = 1;
+  const int64_t panels = groups * panels_of(call), depth = plain.row_depth();
+  Tensor joined = empty({panels * plain.panel_elements()}, ScalarType::Float);
+  float* to = static_cast<float*>(joined.data_ptr());
+  const uint16_t* weight = static_cast<const uint16_t*>(linear.weight);
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * plain.panel_elements(); at < end * plain.panel_elements(); ++at) {
+      const int64_t panel = at / plain.panel_elements(), i = at % plain.panel_elements() / kPanelColumns;
+      const int64_t k = i / depth * call.row_depth() + i % depth;
+      const int64_t place = place_in_parts(k, at % kPanelColumns, linear.weight_parts);
+      const uint16_t* from = weight + panel * call.panel_elements() + place;
+      to[at] = join_bfloat16(from, linear.weight_parts, kPackedDepth * kPanelColumns);
+    }
+  });
+  return joined;
 }
 
 // The call of one group, from that of the first.
@@ -66,7 +93,10 @@ ConvolutionLastCall group_of(ConvolutionLastCall call, int64_t group, int64_t pa
 
 void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   const KernelTable& kernels = table();
-  const int64_t rows = batch * call.out_height, panels = round_up(call.linear.n, kPanelColumns) / kPanelColumns;
+  const bool in_parts = call.linear.weight_parts > 1;
+  const auto compute_part = in_parts ? kernels.convolution_last_split : kernels.convolution_last;
+  const auto scratch_of = in_parts ? kernels.convolution_last_split_scratch : kernels.convolution_last_scratch;
+  const int64_t rows = batch * call.out_height, panels = panels_of(call);
   const int64_t work = rows * call.out_width * call.linear.n * groups * call.taps() * call.in_channels;
   for_parts(rows, groups * panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& share) {
     for (int64_t panel = share.panel_begin; panel < share.panel_end;) {
@@ -74,18 +104,25 @@ void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
       const int64_t last = share.panel_end < first + panels ? share.panel_end : first + panels;
       const LinearPart part = {share.m_begin, share.m_end, panel - first, last - first};
       const ConvolutionLastCall one = group_of(call, group, panels);
-      kernels.convolution_last(one, part, thread_scratch().take(kernels.convolution_last_scratch(one, part)));
+      compute_part(one, part, thread_scratch().take(scratch_of(one, part)));
       panel = last;
     }
   });
 }
 
 // y [batch, out, oh, ow] = post_op(conv(x) + bias + residual), channels last. `packed` holds each group's kernel rows times
-// channels as `pack_linear` packs them: kernels/convolution_last_call.h.
+// channels as `pack_linear` packs them, in parts or not: kernels/convolution_last_call.h.
 Tensor convolution_last(const Tensor& x, const Tensor& packed, int64_t out_channels, std::optional<Tensor> bias, int64_t groups,
                         std::vector<int64_t> numbers, int64_t post_op, std::optional<Tensor> residual, bool bfloat16_out) {
   ConvolutionLastCall call = call_for(x, packed, out_channels, groups, numbers);
   LinearCall& linear = call.linear;
+  Tensor joined;
+  if (linear.weight_parts > 1 && !table().convolution_last_split) {
+    joined = join_parts(call, groups);
+    linear.weight = joined.data_ptr();
+    linear.weight_type = ElementType::float32;
+    linear.weight_parts = 1;
+  }
   STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
   linear.post_op = static_cast<PostOp>(post_op);
   Tensor bias_holder;

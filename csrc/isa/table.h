@@ -40,6 +40,8 @@ struct KernelTable {
   void (*convolution)(const ConvolutionCall& call, const ConvolutionPart& part, const void* image);
   size_t (*convolution_last_scratch)(const ConvolutionLastCall& call, const LinearPart& part);  // channels last
   void (*convolution_last)(const ConvolutionLastCall& call, const LinearPart& part, void* scratch);
+  size_t (*convolution_last_split_scratch)(const ConvolutionLastCall& call, const LinearPart& part);  // as linear_split's
+  void (*convolution_last_split)(const ConvolutionLastCall& call, const LinearPart& part, void* scratch);
   void (*depthwise)(const ConvolutionCall& call, int64_t begin, int64_t end, int64_t outputs_of_a_channel, float* image);
   size_t (*linear_int8_scratch)(const LinearInt8Call& call, const LinearPart& part);
   void (*linear_int8)(const LinearInt8Call& call, const LinearPart& part, void* scratch);

@@ -16,12 +16,12 @@ struct ConvolutionLastCall {
   int64_t channel = 1;  // elements from a channel of x to the next; where it is another, pixels of a row are neighbours
   // Rows are the pixels of y [image, out_height, out_width], columns its channels. Its x is not used. Its weight is packed as
   // in linear.h, in panels of the depth [row of the kernel][row_depth()]: a row of the kernel times in_channels, as pixels of
-  // one row lie in memory, and zeros behind it.
+  // one row lie in memory, and zeros behind it; or in parts of bfloat16.
   LinearCall linear;
 
   int64_t taps() const { return kernel_height * kernel_width; }
   int64_t row_depth() const { return packed_depth(linear.weight_type, kernel_width * in_channels); }
-  int64_t panel_elements() const { return kernel_height * row_depth() * kPanelColumns; }
+  int64_t panel_elements() const { return kernel_height * row_depth() * kPanelColumns * linear.weight_parts; }
   // From the first row or column that an output sees to the last.
   int64_t reach_height() const { return (kernel_height - 1) * dilation_height; }
   int64_t reach_width() const { return (kernel_width - 1) * dilation_width; }

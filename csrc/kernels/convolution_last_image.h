@@ -177,27 +177,42 @@ void copy_dilated_windows(const ConvolutionLastCall& call, const LastImage& imag
   }
 }
 
-// The lines that rows [row, row + rows) of y see of one image; `pixels` is room for a row of x and a cache line more.
-template <typename X>
-void copy_segment(const ConvolutionLastCall& call, const LastImage& image, int64_t index, int64_t row, int64_t rows, X* pixels,
-                  X* to) {
+// The lines that rows [row, row + rows) of y see: copy(source, offset) is called with the row of x, negative where it is
+// outside of the image, and where its line begins in a segment.
+template <typename Copy>
+void for_each_line(const ConvolutionLastCall& call, const LastImage& image, int64_t row, int64_t rows, const Copy& copy) {
   const int64_t lines = (rows - 1) * call.stride_height + call.reach_height() + 1;
   for (int64_t i = 0; i < lines; ++i) {
     const int64_t phase = i % call.stride_height, source = row * call.stride_height + i - call.padding_height;
     if (phase >= image.phases) continue;
-    X* line = to + (phase * image.lines + i / call.stride_height) * image.line();
-    if (source < 0 || source >= call.height) {
+    copy(source < call.height ? source : -1, (phase * image.lines + i / call.stride_height) * image.line());
+  }
+}
+
+// A line's windows of a row of pixels.
+template <typename X>
+void copy_all_windows(const ConvolutionLastCall& call, const LastImage& image, const X* row, X* to) {
+  call.dilation_width == 1 ? copy_windows(call, image, row, to) : copy_dilated_windows(call, image, row, to);
+}
+
+// Those lines of one image; `pixels` is room for a row of x and a cache line more.
+template <typename X>
+void copy_segment(const ConvolutionLastCall& call, const LastImage& image, int64_t index, int64_t row, int64_t rows, X* pixels,
+                  X* to) {
+  for_each_line(call, image, row, rows, [&](int64_t source, int64_t offset) {
+    X* line = to + offset;
+    if (source < 0) {
       __builtin_memset(line, 0, static_cast<size_t>(image.line()) * sizeof(X));
-      continue;
+      return;
     }
     const int64_t at = index * call.x.image + source * call.x.row;
     if (image.windows) {
       copy_pixels(call, at, -call.padding_width, row_pixels(call, image), call.in_channels, pixels);
-      call.dilation_width == 1 ? copy_windows(call, image, pixels, line) : copy_dilated_windows(call, image, pixels, line);
+      copy_all_windows(call, image, pixels, line);
     } else {
       copy_pixels(call, at, -call.padding_width, row_pixels(call, image), image.place, line);
     }
-  }
+  });
 }
 
 // Neighbouring outputs whose products are computed together: `count` positions of a segment from `position` on, the first of
@@ -271,12 +286,11 @@ LastScratch last_scratch(const ConvolutionLastCall& call, const LastImage& image
 }
 
 // Rows [begin, end) of y, counted through all images, by blocks: multiply(stretches, count) has each block's image in scratch
-// memory.
-template <typename X, typename Multiply>
-void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& image, const LastScratch& at, const Cut& cut,
-                            int64_t begin, int64_t end, void* scratch, const Multiply& multiply) {
+// memory, where copy(index, row, rows, to) brings a segment.
+template <typename X, typename Copy, typename Multiply>
+void for_each_copied_block(const ConvolutionLastCall& call, const LastImage& image, const LastScratch& at, const Cut& cut,
+                           int64_t begin, int64_t end, void* scratch, const Copy& copy, const Multiply& multiply) {
   char* memory = static_cast<char*>(scratch);
-  X* pixels = reinterpret_cast<X*>(memory);
   Stretch<X>* stretches = reinterpret_cast<Stretch<X>*>(memory + at.stretches);
   while (begin < end) {
     int64_t count = 0;
@@ -285,12 +299,21 @@ void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& im
       const int64_t index = begin / call.out_height, row = begin % call.out_height;
       int64_t rows = call.out_height - row < image.rows ? call.out_height - row : image.rows;
       if (end - begin < rows) rows = end - begin;
-      copy_segment(call, image, index, row, rows, pixels, x);
+      copy(index, row, rows, x);
       count += cut_segment(image, cut, call.out_width, rows, x, begin * call.out_width, stretches + count);
       begin += rows;
     }
     multiply(stretches, count);
   }
+}
+
+// The same of x as X.
+template <typename X, typename Multiply>
+void for_each_block_of_rows(const ConvolutionLastCall& call, const LastImage& image, const LastScratch& at, const Cut& cut,
+                            int64_t begin, int64_t end, void* scratch, const Multiply& multiply) {
+  X* pixels = static_cast<X*>(scratch);
+  auto copy = [&](int64_t index, int64_t row, int64_t rows, X* to) { copy_segment(call, image, index, row, rows, pixels, to); };
+  for_each_copied_block<X>(call, image, at, cut, begin, end, scratch, copy, multiply);
 }
 
 }  // namespace SLIPSTREAM_LEVEL

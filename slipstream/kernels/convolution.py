@@ -25,7 +25,8 @@ MOST_TAPS = 121
 class PackedConvolution:
     """A weight [out, in / groups, kh, kw] in the kernel's order, and the numbers that belong to it; serves every image size.
 
-    ``data`` is opaque; without the native extension it is the weight itself, in ``dtype``.
+    ``data`` is opaque; without the native extension it is the weight itself, in ``dtype``. With two or three ``parts``, which
+    `channels_last.convolution_last` has, it holds a float32 weight as so many bfloat16.
     """
 
     data: torch.Tensor
@@ -35,6 +36,7 @@ class PackedConvolution:
     in_channels: int
     out_channels: int
     native: bool
+    parts: int = 1
 
 
 def pack(

@@ -211,13 +211,14 @@ class Held(NamedTuple):
     parts: int = 1
 
 
-def asked_precision() -> str:
+def asked_precision(of: str = "matmul") -> str:
     """`torch.get_float32_matmul_precision()`: "highest", "high" or "medium".
 
     It is read where the CPU's part of it stands, `torch.backends.mkldnn.matmul.fp32_precision`, because that is there for who
-    set it by torch's newer names as well, where the older function raises.
+    set it by torch's newer names as well, where the older function raises. Convolutions have a setting of their own in torch,
+    `torch.backends.mkldnn.conv.fp32_precision`, which is ``of`` "conv".
     """
-    return _NAMES.get(_setting("mkldnn", "matmul"), "highest")
+    return _NAMES.get(_setting("mkldnn", of), "highest")
 
 
 def best_held(precision: str, rows: int) -> Held:
@@ -276,7 +277,7 @@ def plain_product(
 ) -> torch.Tensor:
     """The twin: x [..., k] · weight [n, k]ᵀ in float32, from so many parts. Sums that are not finite are those of x0w0.
 
-    ``multiply`` may be another product of the two, torch.matmul, say.
+    ``multiply`` may be another product of the two, torch.matmul or a convolution, say.
     """
     x_parts, w_parts = split(x, parts), split(weight, parts)
     products = [multiply(x_parts[i], w_parts[j]) for i, j in PRODUCTS[parts]]

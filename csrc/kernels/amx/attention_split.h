@@ -13,7 +13,7 @@ constexpr int64_t kSplitKeyBlock = kSplitPassTiles * kTileDepth;
 struct SplitAttention : TileAttention {
   uint16_t* weights;  // [rows of tiles][keys / 32][part][16][32]
   float *product, *again, *pass, *group;  // [32][32]
-  SplitBlock block_of(const uint16_t* x, int64_t tiles) const { return {x, parts, tiles, kTileRows, pass, group}; }
+  SplitBlock block_of(const uint16_t* x, int64_t tiles) const { return {{tiles, kTileRows, pass, group}, x, parts}; }
 };
 
 inline size_t lay_out_split(const AttentionCall& call, SplitAttention& b, void* memory) {

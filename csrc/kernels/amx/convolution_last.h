@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Direct convolution, channels last, on tiles, for bfloat16 weights: 16 neighbouring outputs are a tile's rows, and each tap
 // loads them from where they lie in the copied image, at one stride. Two rows of tiles by two columns of tiles, passes of
-// depth 256 and sums between passes as in amx/linear.h, which this needs. float32 weights take the vector kernel.
+// depth 256 and sums between passes as in amx/linear.h, which this needs. float32 weights take the vector kernel,
+// in parts that of convolution_last_split.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {

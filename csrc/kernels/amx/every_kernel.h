@@ -6,6 +6,7 @@
 #include "pack_parts.h"
 #include "linear_int8.h"
 #include "convolution_last.h"
+#include "convolution_last_split.h"
 #include "attention_strips.h"
 #include "attention_split.h"
 #include "attention.h"
@@ -24,6 +25,8 @@ constexpr KernelTable every_kernel_with_tiles() {
   table.linear_int8 = amx_linear_int8;
   table.convolution_last_scratch = amx_convolution_last_scratch;
   table.convolution_last = amx_convolution_last;
+  table.convolution_last_split_scratch = amx_convolution_last_split_scratch;
+  table.convolution_last_split = amx_convolution_last_split;
   table.attention_scratch = amx_attention_scratch;
   table.attention = amx_attention;
   return table;

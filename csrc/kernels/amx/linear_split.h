@@ -35,13 +35,18 @@ inline int64_t split_block_rows(const LinearCall& call, int64_t rows) {
   return tile_block_rows(packed_depth(ElementType::bfloat16, call.k) * call.weight_parts, rows, kSplitBlockBytes);
 }
 
-// A block of rows of x, and how it is multiplied.
-struct SplitBlock {
-  const uint16_t* x;  // [row of tiles][k / 32][part][16][32]
-  int64_t parts, depth_tiles;
+// How sums are added up over the depth.
+struct SplitSums {
+  int64_t depth_tiles;
   int64_t tile_rows;  // that the tiles of x were opened with
   float* pass;        // sums of a pass, [32][32]
   float* group;       // sums of a group of passes, as many as there are of the whole
+};
+
+// A block of rows of x, and how it is multiplied.
+struct SplitBlock : SplitSums {
+  const uint16_t* x;  // [row of tiles][k / 32][part][16][32]
+  int64_t parts;
   int64_t panel_elements() const { return depth_tiles * parts * kPartElements; }
   int64_t row_of_tiles() const { return depth_tiles * parts * kTileElements; }
 };
@@ -125,24 +130,33 @@ inline void multiply_parts(const SplitBlock& block, const uint16_t* x, const uin
 }
 
 // to += from, of which each half has block.tile_rows rows.
-inline void add_sums(const SplitBlock& block, const float* from, float* to, int halves) {
+inline void add_sums(const SplitSums& block, const float* from, float* to, int halves) {
   for (int half = 0; half < halves; ++half, from += kTileRows * kPanelColumns, to += kTileRows * kPanelColumns) {
     for (int64_t i = 0; i < block.tile_rows * kPanelColumns; i += kWidth) store(to + i, load(to + i) + load(from + i));
   }
 }
 
-// The same over the pass that begins at tile t, added to the sums of the passes before it, which lie in sums from `at` on.
-template <int row_tiles, int panels>
-inline void add_pass(const SplitBlock& block, const uint16_t* x, const uint16_t* w, int64_t t, int product, float* sums,
-                     int64_t at) {
+// The pass that begins at tile t, added to the sums of the passes before it, which lie in sums from `at` on.
+// multiply(tiles, to) makes the pass's own.
+template <typename Multiply>
+inline void add_pass(const SplitSums& block, int64_t t, int halves, float* sums, int64_t at, const Multiply& multiply) {
   const int64_t tiles = block.depth_tiles - t < kSplitPassTiles ? block.depth_tiles - t : kSplitPassTiles;
-  const uint16_t *rows = x + t * block.parts * kTileElements, *columns = w + t * block.parts * kPartElements;
   const bool is_first_group = t < kSplitGroupTiles, begins = t % kSplitGroupTiles == 0;
   float* group = (is_first_group ? sums : block.group) + at;
-  multiply_parts<row_tiles, panels>(block, rows, columns, tiles, product, begins ? group : block.pass);
-  if (!begins) add_sums(block, block.pass, group, row_tiles * panels);
+  multiply(tiles, begins ? group : block.pass);
+  if (!begins) add_sums(block, block.pass, group, halves);
   const bool ends = (t + kSplitPassTiles) % kSplitGroupTiles == 0 || t + tiles == block.depth_tiles;
-  if (ends && !is_first_group) add_sums(block, group, sums + at, row_tiles * panels);
+  if (ends && !is_first_group) add_sums(block, group, sums + at, halves);
+}
+
+// multiply_parts over such a pass.
+template <int row_tiles, int panels>
+inline void multiply_pass(const SplitBlock& block, const uint16_t* x, const uint16_t* w, int64_t t, int product, float* sums,
+                          int64_t at) {
+  const uint16_t *rows = x + t * block.parts * kTileElements, *columns = w + t * block.parts * kPartElements;
+  add_pass(block, t, row_tiles * panels, sums, at, [&](int64_t tiles, float* to) {
+    multiply_parts<row_tiles, panels>(block, rows, columns, tiles, product, to);
+  });
 }
 
 // sums[rows][32] = x . panel, by the products from `product` on.
@@ -151,24 +165,34 @@ inline void split_panel(const SplitBlock& block, const uint16_t* w, int64_t rows
   constexpr int64_t kPairSums = 2 * kTileRows * kPanelColumns;
   for (int64_t t = 0; t < block.depth_tiles; t += kSplitPassTiles) {
     for (int64_t p = 0; p < pairs; ++p) {
-      add_pass<2, 1>(block, block.x + 2 * p * block.row_of_tiles(), w, t, product, sums, p * kPairSums);
+      multiply_pass<2, 1>(block, block.x + 2 * p * block.row_of_tiles(), w, t, product, sums, p * kPairSums);
     }
     if (tile_rows % (2 * kTileRows)) {
-      add_pass<1, 1>(block, block.x + 2 * pairs * block.row_of_tiles(), w, t, product, sums, pairs * kPairSums);
+      multiply_pass<1, 1>(block, block.x + 2 * pairs * block.row_of_tiles(), w, t, product, sums, pairs * kPairSums);
     }
+  }
+}
+
+// Whether all of sums[rows][32] are.
+inline bool are_finite(const float* sums, int64_t rows) {
+  Vec distance{};  // v - v is NaN where v is not finite, else 0
+  for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) distance = distance + (load(sums + i) - load(sums + i));
+  return sum_of_lanes(distance)[0] == 0;
+}
+
+// Those that are not, from `again`.
+inline void replace_not_finite(float* sums, const float* again, int64_t rows) {
+  for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) {
+    const Vec sum = load(sums + i);
+    store(sums + i, select(sum - sum == 0, sum, load(again + i)));
   }
 }
 
 // Sums that are not finite, from the leading parts. `again` has room for as many.
 inline void mend_sums(const SplitBlock& block, const uint16_t* w, int64_t rows, float* sums, float* again) {
-  Vec distance{};  // v - v is NaN where v is not finite, else 0
-  for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) distance = distance + (load(sums + i) - load(sums + i));
-  if (sum_of_lanes(distance)[0] == 0) return;
+  if (are_finite(sums, rows)) return;
   split_panel(block, w, rows, kLeadingProduct, again);
-  for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) {
-    const Vec sum = load(sums + i);
-    store(sums + i, select(sum - sum == 0, sum, load(again + i)));
-  }
+  replace_not_finite(sums, again, rows);
 }
 
 struct SplitScratch {
@@ -191,8 +215,9 @@ inline void amx_linear_split(const LinearCall& call, const LinearPart& part, voi
   uint16_t* x = static_cast<uint16_t*>(scratch);
   float* sums = reinterpret_cast<float*>(x + size.x_elements);
   float *again = sums + size.sums_floats, *group = again + size.sums_floats;
-  const SplitBlock block{x, call.weight_parts, packed_depth(ElementType::bfloat16, call.k) / kTileDepth,
-                         part_rows < kTileRows ? part_rows : kTileRows, group + size.sums_floats, group};
+  const SplitSums by_passes{packed_depth(ElementType::bfloat16, call.k) / kTileDepth,
+                            part_rows < kTileRows ? part_rows : kTileRows, group + size.sums_floats, group};
+  const SplitBlock block{by_passes, x, call.weight_parts};
   const uint16_t* weight = static_cast<const uint16_t*>(call.weight);
   const int first = first_product(block.parts);
 
@@ -207,7 +232,7 @@ inline void amx_linear_split(const LinearCall& call, const LinearPart& part, voi
     int64_t panel = part.panel_begin;
     for (; rows <= kTileRows && panel + 2 <= part.panel_end; panel += 2) {
       for (int64_t t = 0; t < block.depth_tiles; t += kSplitPassTiles) {
-        add_pass<1, 2>(block, x, weight + panel * block.panel_elements(), t, first, sums, 0);
+        multiply_pass<1, 2>(block, x, weight + panel * block.panel_elements(), t, first, sums, 0);
       }
       finish(sums, panel);
       finish(sums + kTileRows * kPanelColumns, panel + 1);

@@ -4,6 +4,10 @@
 Any stride, padding, dilation and groups. Accuracy, against float64, in relative norm: float32 weights 1e-6; bfloat16 weights
 4e-3 at levels avx512_bf16 and amx, where x is rounded to bfloat16 as well (and denormals count as zero); below them x keeps
 float32. A NaN or an infinity reaches the outputs that see it, and no other.
+
+float32 weights in parts of bfloat16, on tiles, which multiply them as `kernels.linear` has it: six products of three parts not
+above torch's own float32 convolution, three products of two parts 1e-5; denormals and sums near the largest float as there.
+Elsewhere the parts are put together again and multiplied as float32.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.depthwise import channels_innermost
 from slipstream.kernels.convolution import PackedConvolution
+from slipstream.kernels.linear import check_parts, plain_product
 from slipstream.kernels.linear import pack as pack_linear
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
@@ -24,7 +29,7 @@ MOST_PLANES = 8
 depth is hard to fill with them, and a kernel row of pixels that lie side by side fills it."""
 
 _DEPTH = 32
-"""Multiple that a row of a bfloat16 kernel times its channels is filled up to: csrc/kernels/linear.h's kPackedDepth."""
+"""Multiple that a row of a kernel times its channels is filled up to in bfloat16: csrc/kernels/linear.h's kPackedDepth."""
 
 
 def pack(
@@ -36,33 +41,37 @@ def pack(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     end_padding: tuple[int, int] | None = None,
+    parts: int = 1,
 ) -> PackedConvolution:
     """Copy ``weight`` [out, in / groups, kh, kw] (float32 or bfloat16) into the kernel's order, as ``dtype``.
 
-    ``padding`` is on both sides, or with ``end_padding`` in front only: rows on top, columns on the left. Raises UsageError for
-    other shapes and dtypes, and for groups that do not divide the output channels.
+    ``padding`` is on both sides, or with ``end_padding`` in front only: rows on top, columns on the left. float32 may be held
+    in two or three ``parts`` of bfloat16, which tiles multiply. Raises UsageError for other shapes, dtypes and parts, and for
+    groups that do not divide the output channels.
     """
     if weight.dim() != 4 or 0 in weight.shape[1:]:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not of shape [out, in, height, width]")
     check_dtypes(dtype=dtype, weight=weight.dtype)
+    check_parts(parts, dtype)
     out_channels, of_group, height, width = (int(size) for size in weight.shape)
     if groups < 1 or out_channels % groups:
         raise UsageError.of("groups", groups, f"not a divisor of {out_channels} output channels")
     numbers = (height, width, *stride, *padding, *dilation, *(end_padding or ()))
     with torch.no_grad():
         if native.available():
-            data = _in_panels(weight.detach(), dtype, groups)
+            data = _in_panels(weight.detach(), dtype, groups, parts)
         else:
             data = weight.detach().to(dtype).contiguous().clone()
-    return PackedConvolution(data, dtype, groups, numbers, of_group * groups, out_channels, native.available())
+    channels = of_group * groups, out_channels
+    return PackedConvolution(data, dtype, groups, numbers, *channels, native.available(), parts)
 
 
-def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int) -> torch.Tensor:
+def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int) -> torch.Tensor:
     """Each group as a linear's weight: a row of the kernel times the channels is a run of depth, filled up with zeros."""
     rows = weight.permute(0, 2, 3, 1).flatten(2)
-    if dtype is torch.bfloat16:
+    if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
-    return torch.cat([pack_linear(group, dtype=dtype).data for group in rows.flatten(1).chunk(groups)])
+    return torch.cat([pack_linear(group, dtype=dtype, parts=parts).data for group in rows.flatten(1).chunk(groups)])
 
 
 def convolution_last(
@@ -117,7 +126,11 @@ def plain_convolution_last(
     """The twin: what `convolution_last` means, in plain torch."""
     stride, padding, dilation, behind = _pairs(packed)
     image = F.pad(x.to(packed.data.dtype), (padding[1], behind[1], padding[0], behind[0]))
-    y = F.conv2d(image, packed.data, None, stride, 0, dilation, packed.groups)
+
+    def product(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(image, weight, None, stride, 0, dilation, packed.groups)
+
+    y = plain_product(image, packed.data, packed.parts, product) if packed.parts > 1 else product(image, packed.data)
     y = finished(y, bias, residual, post_op, x.dtype if out_dtype is None else out_dtype)
     return y.contiguous(memory_format=torch.channels_last)
 
