@@ -30,7 +30,8 @@ from slipstream.optimize.graph.makers.replacing import (
     replace_row,
 )
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, sizes_of, tensor
-from slipstream.optimize.graph.operators.convolution import Convolution, Geometry
+from slipstream.optimize.graph.operators.convolution import Convolution
+from slipstream.optimize.graph.operators.convolution_ways import Geometry
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.graph.operators.pooling import GlobalAverage, MaxPool

@@ -23,7 +23,7 @@ Rounding adds up over the layers of a model: a bfloat16 ResNet-50 with random we
 """
 
 PRECISION_LIMITS = {"highest": 0.0, "high": 2.5e-3, "medium": LIMITS[torch.bfloat16]}
-"""The least that the limit is by torch's float32 matmul precision, which float32 linear layers obey."""
+"""The least that the limit is by the precisions that torch was asked for: float32 linear layers and convolutions obey them."""
 
 UNDECIDED_CALLS = 4
 """Calls whose results are not finite, so that nothing can be compared, before the graph is dropped."""
@@ -40,7 +40,7 @@ class Program:
         self.error = 0.0
         self.broken: str | None = None
         self.is_right = False
-        self.precision = asked_precision()
+        self.precisions = _asked_precisions()
         self.undecided = 0
         self.raised: Exception | None = None
         self.settling = Settling(lowered.fast)
@@ -49,9 +49,9 @@ class Program:
     def __call__(self, *inputs: Any) -> Any:
         if self.broken is not None:
             return self._refer(inputs)
-        precision = asked_precision()
-        if precision != self.precision:
-            self.precision, self.is_right = precision, False
+        precisions = _asked_precisions()
+        if precisions != self.precisions:
+            self.precisions, self.is_right = precisions, False
             self.settling.settled = None
         try:
             if self.is_right and not self.lowered.regions:
@@ -90,10 +90,15 @@ class Program:
                 self.broken = "the results are not finite, so that nothing can be compared"
         else:
             self.error = max((error for error in errors if isinstance(error, float)), default=0.0)
-            if self.error > max(LIMITS[self.dtype], PRECISION_LIMITS[self.precision]):
+            if self.error > max(LIMITS[self.dtype], *(PRECISION_LIMITS[asked] for asked in self.precisions)):
                 self.broken = f"not accurate enough on live data: relative error {self.error:.1e}"
             else:
                 self.is_right = True
+
+
+def _asked_precisions() -> tuple[str, str]:
+    """Of matrix products and of convolutions."""
+    return asked_precision(), asked_precision("conv")
 
 
 def _difference(got: Any, wanted: Any) -> float | str | None:

@@ -10,7 +10,8 @@ from slipstream.decision import log
 from slipstream.kernels import native
 from slipstream.optimize import guards
 from slipstream.optimize.graph.operators import convolution
-from slipstream.optimize.graph.operators.convolution import Convolution, Direct, Geometry, OneDnn, may_win
+from slipstream.optimize.graph.operators.convolution import Convolution, may_win
+from slipstream.optimize.graph.operators.convolution_ways import Direct, Geometry, OneDnn
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 from tests.optimize.graph.conftest import needs_native
 from tests.optimize.judging import error

@@ -8,8 +8,9 @@ import torch
 
 from slipstream.decision import log
 from slipstream.optimize import guards
-from slipstream.optimize.graph.operators.convolution import Direct, Geometry, OneDnn, OverlappingRows, rival_of
+from slipstream.optimize.graph.operators.convolution import rival_of
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d
+from slipstream.optimize.graph.operators.convolution_ways import Direct, Geometry, OneDnn, OverlappingRows
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 from tests.optimize.graph.conftest import needs_native
 from tests.optimize.judging import LIMIT, error

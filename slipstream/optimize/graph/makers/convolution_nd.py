@@ -12,8 +12,8 @@ from slipstream.optimize.graph.fuse import Row
 from slipstream.optimize.graph.fuse import _take_norm as take_norm
 from slipstream.optimize.graph.makers.replacing import are_given, computes, dtype_of, product_for, replace_row
 from slipstream.optimize.graph.nodes import arguments, name_of, tensor
-from slipstream.optimize.graph.operators.convolution import Geometry
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d, ConvolutionNd, Numbers
+from slipstream.optimize.graph.operators.convolution_ways import Geometry
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.pieces.followers import BY_POST_OP
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16

@@ -13,7 +13,8 @@ from typing import Any
 from torch import fx
 
 from slipstream.optimize.graph.nodes import name_of, only_user, operands_of, sizes_of, tensor
-from slipstream.optimize.graph.operators.convolution import Convolution, Depthwise, Pointwise, way_for
+from slipstream.optimize.graph.operators.convolution import Convolution, way_for
+from slipstream.optimize.graph.operators.convolution_ways import Depthwise, Pointwise
 from slipstream.optimize.graph.operators.gated_pointwise import GatedPointwise
 from slipstream.optimize.graph.operators.inverted_residual import InvertedResidual
 

@@ -4,13 +4,14 @@
 1 × 1 is a linear over pixels; one channel a group has a vector kernel, 3 × 3 of stride 1 minimal filtering where that pays. The
 rest is torch's oneDNN with weights in the order that it wants for just this image size (without the size it picks formats that
 cost up to five times as much), or ours, where that may win and does so in a race: along a line without padding a linear over
-rows that overlap, else the direct kernel, on an image of this size.
+rows that overlap, else the direct kernel, on an image of this size. On tiles all that serves float32 races against the same
+products from parts of bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -18,38 +19,32 @@ import torch.nn.functional as F
 
 from slipstream.decision import log
 from slipstream.kernels import linear as linear_kernel
-from slipstream.kernels import native, transpose
+from slipstream.kernels import native
 from slipstream.kernels.channels_last import convolution_last as direct_kernel
 from slipstream.kernels.channels_last import depthwise as depthwise_kernel
-from slipstream.kernels.channels_last import winograd as winograd_kernel
+from slipstream.kernels.linear import asked_precision
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize import guards
-from slipstream.optimize.graph.operators import quick
+from slipstream.optimize.graph.operators.convolution_ways import (
+    Depthwise,
+    Direct,
+    Geometry,
+    OneDnn,
+    OverlappingRows,
+    Pointwise,
+    SplitDirect,
+    SplitPointwise,
+    Winograd,
+    tile_for,
+)
 from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
-from slipstream.optimize.pieces.followers import BY_POST_OP, fold_batch_norm
-
-_ops = torch.ops.mkldnn
+from slipstream.optimize.pieces.followers import fold_batch_norm
 
 MARGIN = 1.03
-"""How many times faster than oneDNN ours has to be."""
+"""How many times faster than the other the rival has to be."""
 
-RACED_OUTPUTS = 2048
-"""Enough of a line for a race: both sides take as long for the second half of a line as for the first."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with.
-
-    ``end_padding`` is the padding behind the image, below and on the right, where it is another than in front.
-    """
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    size: tuple[int, ...]
-    end_padding: tuple[int, int] | None = None
+HALF_A_PANEL = 16
+"""Outputs of a group from which on tiles may pay."""
 
 
 class Convolution(WeightOperator):
@@ -65,10 +60,34 @@ class Convolution(WeightOperator):
         self.geometry = geometry
         self.post_op = post_op
         self.epsilon = epsilon
+        self.precision: str | None = None
+        self.splits = True
+        self.parts = 1
+
+    def choose(self) -> None:
+        """In how many parts float32 weights may be held, for the precision that torch is asked for now."""
+        if self.product == torch.float32 and self.splits:
+            precision = asked_precision("conv")
+            if precision != self.precision:
+                parts = parts_for(precision, self.geometry)
+                self.parts, self.pack = parts, self.pack if parts == self.parts else None
+                self.precision = precision
+
+    def stay_whole(self) -> None:
+        """Hold float32 weights as float32: for kernels that read no parts."""
+        self.splits, self.parts, self.pack = False, 1, None
+
+    def content(self, tensors: Tensors) -> Any:
+        self.choose()
+        return super().content(tensors)
+
+    def is_shared(self, tensors: Tensors) -> bool:
+        self.choose()
+        return super().is_shared(tensors)
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         norm = None if self.epsilon is None else (self.epsilon, *(id(tensor) for tensor in tensors[2:]))
-        return ("channels last", self.geometry, self.product, norm, tensors[1] is None, self.post_op, self.out)
+        return ("channels last", self.geometry, self.product, self.parts, norm, tensors[1] is None, self.post_op, self.out)
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors
@@ -78,11 +97,16 @@ class Convolution(WeightOperator):
         assert weight is not None
         if self.epsilon is not None:
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
+        weight = weight.detach()
         way = way_for(weight, self.geometry, self.product)
         rival = rival_of(weight, self.geometry, self.product) if way is OneDnn else None
         if rival is not None:
-            return faster_of_two(rival, weight.detach(), bias, self), weight.numel() * self.product.itemsize
-        return way(weight.detach(), bias, self), weight.numel() * self.product.itemsize
+            way = faster_of_two(rival, way, weight, bias, self)
+        split = split_of(weight, self.geometry, way, self.parts)
+        if split is not None:
+            way = faster_of_two(split, way, weight, bias, self)
+        size = 2 * self.parts if way is split else self.product.itemsize
+        return way(weight, bias, self), weight.numel() * size
 
     def __call__(self, x: Any, residual: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
@@ -106,169 +130,10 @@ class Convolution(WeightOperator):
         return apply_post_op(y, self.post_op).to(self.out)
 
 
-def _channels_innermost(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """For kernels that read either dtype: cast where the image has to be copied anyhow."""
-    return x if x.stride(1) == 1 else transpose.to_channels_last(x, dtype)
-
-
-class Pointwise:
-    """1 × 1 over channels-last pixels: their rows times the weight."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        self.product = owner.product
-        self.packed = linear_kernel.pack(weight.flatten(1), dtype=owner.product)
-        self.bias = None if bias is None else bias.detach().clone()
-        self.stride = owner.geometry.stride
-        self.post_op, self.out = owner.post_op, owner.out
-        self.run = quick.linear(self.packed, self.post_op, self.out, residual_first=True)
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        image = _channels_innermost(x, self.product)
-        if self.stride != (1, 1):
-            image = image[:, :, :: self.stride[0], :: self.stride[1]]
-        added = None if residual is None else residual.permute(0, 2, 3, 1)
-        return self.run(image.permute(0, 2, 3, 1), added, None, self.bias).permute(0, 3, 1, 2)
-
-
-class Depthwise:
-    """One channel a group."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        g = owner.geometry
-        self.packed = depthwise_kernel.pack(
-            weight, stride=g.stride, padding=g.padding, dilation=g.dilation, end_padding=g.end_padding
-        )
-        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.product, self.post_op, self.out = owner.product, owner.post_op, owner.out
-        self.run = quick.depthwise(self.packed, self.bias, self.post_op, self.out)
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        return self.run(_channels_innermost(x, self.product), residual)
-
-
-class Winograd:
-    """3 × 3 of stride 1 with fewer multiplications than it has by definition."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        padding, tile = owner.geometry.padding, tile_for(weight, owner.geometry, owner.product)
-        packed = winograd_kernel.pack(weight, dtype=owner.product, padding=padding, tile=tile)
-        shift = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.run = quick.convolution_3x3(packed, shift, owner.post_op, owner.out)
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        return self.run(x, residual)
-
-
-class OverlappingRows:
-    """Along a line of pixels without padding: a window of taps is a run of memory, so that windows are the rows of a linear."""
-
-    what = "linear over overlapping rows"
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        self.taps, self.stride = weight.shape[3], owner.geometry.stride[1]
-        packed = linear_kernel.pack(weight[:, :, 0].transpose(1, 2).flatten(1), dtype=owner.product)
-        self.bias = None if bias is None else bias.detach().clone()
-        self.product = owner.product
-        self.run = quick.linear(packed, owner.post_op, owner.out, residual_first=True)
-
-    @staticmethod
-    def fits(weight: torch.Tensor, geometry: Geometry) -> bool:
-        g = geometry
-        unpadded = (g.padding, g.end_padding, g.groups) == ((0, 0), None, 1) and g.dilation[1] == 1
-        return unpadded and weight.shape[2] == g.size[2] == 1 and weight.shape[1] > direct_kernel.MOST_PLANES
-
-    @staticmethod
-    def raced_geometry(weight: torch.Tensor, geometry: Geometry) -> Geometry:
-        _, channels, height, length = geometry.size
-        enough = (RACED_OUTPUTS - 1) * geometry.stride[1] + weight.shape[3]
-        return replace(geometry, size=(1, channels, height, min(length, enough)))
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        image = transpose.to_channels_last(x, x.dtype if x.stride(1) == 1 else self.product)
-        batch, channels, _height, length = image.shape
-        size = batch, (length - self.taps) // self.stride + 1, self.taps * channels
-        rows = image.as_strided(size, (length * channels, self.stride * channels, 1))
-        added = None if residual is None else residual.squeeze(2).transpose(1, 2)
-        return self.run(rows, added, None, self.bias).transpose(1, 2).unsqueeze(2)
-
-
-class Direct:
-    """Any kernel and stride, on images of few channels as they come."""
-
-    what = "direct kernel"
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        g = owner.geometry
-        packed = direct_kernel.pack(
-            weight, dtype=owner.product, stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups,
-            end_padding=g.end_padding,
-        )  # fmt: skip
-        self.product = owner.product
-        self.run = quick.convolution_last(packed, None if bias is None else bias.detach().clone(), owner.post_op, owner.out)
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        return self.run(x if direct_kernel.in_planes(x) else _channels_innermost(x, self.product), residual)
-
-
-class OneDnn:
-    """torch's own convolution on weights in oneDNN's order; sums of residual and activation inside where it has them."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> None:
-        g = owner.geometry
-        self.zeros = _zeros_around(g)
-        padding, size = list(g.padding), list(g.size)
-        if self.zeros is not None:  # oneDNN knows one padding for both sides only
-            left, right, top, bottom = self.zeros
-            padding, size = [0, 0], [*g.size[:2], g.size[2] + top + bottom, g.size[3] + left + right]
-        self.numbers = (padding, list(g.stride), list(g.dilation), g.groups)
-        self.product = owner.product
-        self.packed = _ops._reorder_convolution_weight(weight.to(owner.product), *self.numbers, size)
-        self.bias = None if bias is None else bias.detach().to(owner.product, copy=True)
-        form = BY_POST_OP[owner.post_op]
-        self.run, self.run_with_sum = _ops._convolution_pointwise.default, _ops._convolution_pointwise.binary
-        self.tail = (form.attribute, list(form.scalars), form.algorithm)
-        self.fused = form.attribute if form.attribute == "relu" else None
-        self.post_op, self.out = owner.post_op, owner.out
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> torch.Tensor:
-        image = _channels_last(x, self.product)
-        if self.zeros is not None:
-            image = F.pad(image, self.zeros)
-        if residual is None:
-            y = self.run(image, self.packed, self.bias, *self.numbers, *self.tail)
-        else:
-            added = _channels_last(residual, residual.dtype).to(image.dtype)
-            y = self.run_with_sum(image, added, self.packed, self.bias, *self.numbers, "add", 1.0, self.fused, [], None)
-            y = y if self.fused is not None else apply_post_op(y, self.post_op)
-        return y if y.dtype == self.out else y.to(self.out)
-
-
-def _channels_last(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if x.dtype is dtype and x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return transpose.to_channels_last(x, dtype)
-
-
-def _zeros_around(geometry: Geometry) -> tuple[int, int, int, int] | None:
-    """What F.pad takes, where the padding behind is another than in front."""
-    before, behind = geometry.padding, geometry.end_padding
-    return None if behind is None else (before[1], behind[1], before[0], behind[0])
-
-
 def is_depthwise(weight: torch.Tensor, geometry: Geometry) -> bool:
     """One channel in and out a group, and no more taps than the kernel takes."""
     taps = weight.shape[2] * weight.shape[3]
     return geometry.groups == weight.shape[0] and weight.shape[1] == 1 and taps <= depthwise_kernel.MOST_TAPS
-
-
-def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> int | None:
-    """The tile of minimal filtering, where that is the better way for images of the captured size."""
-    plain = (geometry.stride, geometry.dilation, geometry.groups, geometry.end_padding) == ((1, 1), (1, 1), 1, None)
-    if tuple(weight.shape[2:]) != (3, 3) or not plain:
-        return None
-    batch, channels, height, width = geometry.size
-    size = (batch, channels, height, width)
-    return winograd_kernel.choice(size, weight.shape[0], dtype=product, padding=geometry.padding).tile
 
 
 def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> Any:
@@ -291,7 +156,7 @@ def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> b
     if not all(geometry.size) or not native.available():
         return False
     if native.active_level() == "amx" and product is torch.bfloat16:
-        return weight.shape[0] // geometry.groups >= 16
+        return weight.shape[0] // geometry.groups >= HALF_A_PANEL
     return geometry.groups == 1 and weight.shape[1] <= direct_kernel.MOST_PLANES
 
 
@@ -302,37 +167,60 @@ def rival_of(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> 
     return Direct if may_win(weight, geometry, product) else None
 
 
-def faster_of_two(
-    rival: type[OverlappingRows] | type[Direct], weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution
-) -> OverlappingRows | Direct | OneDnn:
-    """The rival or oneDNN: whichever computes an image of the captured size sooner; found once a kind of layer.
+def parts_for(precision: str, geometry: Geometry) -> int:
+    """Parts of bfloat16 for float32 products at this precision: more than one on tiles that the captured image fills."""
+    if native.active_level() != "amx" or not all(geometry.size):
+        return 1
+    pixels = geometry.size[0] * geometry.size[2] * geometry.size[3] // (geometry.stride[0] * geometry.stride[1])
+    return linear_kernel.best_held(precision, pixels).parts
+
+
+def split_of(weight: torch.Tensor, geometry: Geometry, way: Any, parts: int) -> type[SplitPointwise] | type[SplitDirect] | None:
+    """What multiplies in so many parts and races against ``way`` for this weight [out, in / groups, kh, kw]."""
+    if parts == 1 or way is Depthwise:
+        return None
+    if way is Pointwise:
+        return SplitPointwise
+    return SplitDirect if weight.shape[0] // geometry.groups >= HALF_A_PANEL else None
+
+
+def faster_of_two(rival: Any, other: Any, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> Any:
+    """Of two of these classes the one that computes an image of the captured size sooner; found once a kind of layer.
 
     Along a line part of the image will do.
     """
-    g = owner.geometry if rival is Direct else OverlappingRows.raced_geometry(weight, owner.geometry)
-    name = "convolution_last" if rival is Direct else "overlapping_rows"
+    g = OverlappingRows.raced_geometry(weight, owner.geometry) if rival is OverlappingRows else owner.geometry
+    name: Hashable = "overlapping_rows" if rival is OverlappingRows else "convolution_last"
+    if rival in (SplitPointwise, SplitDirect):
+        name = rival.what, owner.parts, other.what
     question = (name, astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
     verdict = guards.speed.known(question)
-    if verdict is not None:
-        if verdict.earlier:
-            _say_who_won(rival, weight, g, verdict)
-        return (rival if verdict.fast else OneDnn)(weight, bias, owner)
+    if verdict is None or verdict.earlier:
+        verdict = verdict or _race(question, rival, other, weight, bias, g, owner)
+        _say_who_won(rival, other, weight, g, owner.parts, verdict)
+    return rival if verdict.fast else other
+
+
+def _race(
+    question: Hashable, rival: Any, other: Any, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry,
+    owner: Convolution,
+) -> guards.Verdict:  # fmt: skip
     part = Convolution(owner.product, owner.out, g, owner.post_op, None)
-    ours, theirs = rival(weight, bias, part), OneDnn(weight, bias, part)
+    part.parts = owner.parts
+    ours, theirs = rival(weight, bias, part), other(weight, bias, part)
     own = torch.Generator().manual_seed(0)  # the script's sequence stays as it is
     x = torch.randn(g.size, generator=own)
     if weight.shape[1] > direct_kernel.MOST_PLANES:  # else the image that a script has: float32, channels first
         x = x.to(owner.product, memory_format=torch.channels_last)
     macs = weight.numel() * g.size[0] * g.size[2] * g.size[3] / (g.stride[0] * g.stride[1])
-    verdict = guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
-    _say_who_won(rival, weight, g, verdict)
-    return (rival if verdict.fast else OneDnn)(weight, bias, owner)
+    return guards.speed.settle(question, lambda: ours(x, None), lambda: theirs(x, None), macs, MARGIN)
 
 
 def _say_who_won(
-    rival: type[OverlappingRows] | type[Direct], weight: torch.Tensor, geometry: Geometry, verdict: guards.Verdict
+    rival: Any, other: Any, weight: torch.Tensor, geometry: Geometry, parts: int, verdict: guards.Verdict
 ) -> None:
     size = " x ".join(map(str, geometry.size))
-    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: {rival.what}"
-    reason = f"raced against oneDNN on an image of this size{verdict.when()}"
+    how = f"{rival.what} in {parts} parts of bfloat16" if rival in (SplitPointwise, SplitDirect) else rival.what
+    what = f"{weight.shape[2]} x {weight.shape[3]} convolution to {weight.shape[0]} channels of {size}: {how}"
+    reason = f"raced against {other.what} on an image of this size{verdict.when()}"
     log.note(what, verdict.fast, reason, speedup_x=verdict.speedup_x)

@@ -23,6 +23,7 @@ class GatedPointwise(WeightOperator):
     def __init__(self, convolution: Convolution) -> None:
         super().__init__(convolution.product, convolution.out)
         self.convolution = convolution
+        convolution.stay_whole()
 
     def is_shared(self, tensors: Tensors) -> bool:
         return self.convolution.is_shared(tensors)

@@ -29,6 +29,8 @@ class InvertedResidual(WeightOperator):
         there = [part for part in parts if part is not None]
         super().__init__(there[0][0].product, there[-1][0].out)
         self.parts = parts
+        for operator, _ in there:
+            operator.stay_whole()
 
     def _shares(self, tensors: Tensors) -> list[tuple[Convolution, Tensors]]:
         """Each convolution that is there with its own weights."""
