@@ -6,7 +6,7 @@ weights are rounded to it, sums are float32). A row that may see no key is zero,
 
 Levels with tiles may multiply float32 in parts of bfloat16, as kernels/linear.py does: the scores from parts of queries and
 keys, the result from parts of the softmax's weights, which are float32 before, and of the values. Three parts err not above
-torch's own function in float32, two 1e-5.
+torch's own function in float32, two 1e-5 of what the weights make of the values' magnitudes.
 """
 
 from __future__ import annotations

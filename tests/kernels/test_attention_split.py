@@ -47,7 +47,8 @@ def test_equals_float64(
     assert y.dtype is torch.float32 and (y.transpose(1, 2).is_contiguous() or level == "plain")
     expected = oracle(q, k, v, mask, **form)
     assert y.shape == expected.shape
-    assert error(y, expected) <= BOUND[parts]
+    # values that cancel leave less of the result than of its error
+    assert (y - expected).norm() <= BOUND[parts] * oracle(q, k, v.abs(), mask, **form).norm()
 
 
 @pytest.mark.parametrize(("queries", "keys", "depth"), [(40, 70, 64), (32, 300, 128), (33, 1100, 32)])
