@@ -77,14 +77,6 @@ class Convolution(WeightOperator):
         """Hold float32 weights as float32: for kernels that read no parts."""
         self.splits, self.parts, self.pack = False, 1, None
 
-    def content(self, tensors: Tensors) -> Any:
-        self.choose()
-        return super().content(tensors)
-
-    def is_shared(self, tensors: Tensors) -> bool:
-        self.choose()
-        return super().is_shared(tensors)
-
     def pack_kind(self, tensors: Tensors) -> Hashable:
         norm = None if self.epsilon is None else (self.epsilon, *(id(tensor) for tensor in tensors[2:]))
         return ("channels last", self.geometry, self.product, self.parts, norm, tensors[1] is None, self.post_op, self.out)

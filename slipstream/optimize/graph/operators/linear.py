@@ -34,14 +34,6 @@ class LinearOperator(WeightOperator):
                 self.held, self.pack = kernel.best_held(precision, self.batch), None
                 self.precision = precision
 
-    def content(self, tensors: Tensors) -> Any:
-        self.choose()
-        return super().content(tensors)
-
-    def is_shared(self, tensors: Tensors) -> bool:
-        self.choose()
-        return super().is_shared(tensors)
-
 
 class Linear(LinearOperator):
     """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.

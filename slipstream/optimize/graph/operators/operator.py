@@ -55,6 +55,9 @@ class PackedOperator(Operator):
         self.unused = 0
         self.waiting = 0
 
+    def choose(self) -> None:
+        """Settle how to hold the weights for what is asked for now, before their pack is looked for."""
+
     def pack_kind(self, tensors: Tensors) -> Hashable:
         """What a pack depends on beside the tensors; equal kinds of one tensor share it."""
         raise NotImplementedError
@@ -69,6 +72,7 @@ class PackedOperator(Operator):
 
     def is_shared(self, tensors: Tensors) -> bool:
         """Whether a layer, or another graph, holds the pack already."""
+        self.choose()
         return packs.find(self.pack_kind(tensors), *self.sources(tensors)) is not None
 
     def settle(self) -> Answer | None:
@@ -77,6 +81,7 @@ class PackedOperator(Operator):
 
     def content(self, tensors: Tensors) -> Any:
         """What was packed from just these tensors as they are now; None where they must not be, or change too often."""
+        self.choose()
         pack = self.pack
         if pack is None or not pack.fits(tensors):
             pack = self._pack_again(tensors)
