@@ -59,7 +59,7 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, std
   STD_TORCH_CHECK(k.size(3) == q.size(3), "key: another depth than query");
   STD_TORCH_CHECK(groups > 0 && heads % groups == 0, "query: heads are no multiple of the heads of key");
   STD_TORCH_CHECK(softcap >= 0 && window >= 0, "softcap, window: negative; 0 is without");
-  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (!bfloat16 || parts == 1), "parts: not 1, 2 or 3 of float32, or 1 of bfloat16");
+  check_parts(parts, bfloat16);
   const Mask mask = as_mask(mask_in, q, k);
 
   AttentionCall whole;

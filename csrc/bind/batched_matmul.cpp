@@ -213,7 +213,7 @@ void run(const Product& p) {
 Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> addend, double alpha, bool bfloat16,
                       bool bfloat16_out, int64_t parts) {
   const int64_t dims = a.dim();
-  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (!bfloat16 || parts == 1), "parts: not 1, 2 or 3 of float32, or 1 of bfloat16");
+  check_parts(parts, bfloat16);
   STD_TORCH_CHECK(dims >= 2 && b.dim() == dims, "a, b: not matrices, or of different numbers of dimensions");
   Product p;
   p.m = a.size(dims - 2);

@@ -54,10 +54,6 @@ struct Gated {
     const LinearPart all{0, part.m, 0, round_up(call.n, kPanelColumns) / kPanelColumns};
     table().linear(part, all, thread_scratch().take(table().linear_scratch(part, all)));
   }
-
-  static const void* row_of(const Rows& rows, int64_t row) {
-    return static_cast<const char*>(rows.data) + row * rows.stride * element_size(rows.type);
-  }
 };
 
 // y [batch, out, h, w] = post_op(conv(x [batch, in, h, w] * gate [batch, in, 1, 1]) + bias + residual), channels last. The product

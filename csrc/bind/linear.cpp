@@ -16,11 +16,6 @@ namespace {
 // 100 multiplications a nanosecond).
 constexpr int64_t kWorthAThread = 250'000;
 
-const void* row_of(const Rows& matrix, int64_t row) {
-  const int64_t bytes = matrix.type == ElementType::float32 ? 4 : 2;
-  return static_cast<const uint8_t*>(matrix.data) + row * matrix.stride * bytes;
-}
-
 // A panel is its columns of W transposed, by words: a float, or two neighbouring bfloat16, which only need to be moved.
 void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;

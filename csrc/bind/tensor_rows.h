@@ -18,6 +18,15 @@ using torch::stable::Tensor;
 
 inline int64_t element_size(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
 
+// Where a row begins.
+inline const void* row_of(const Rows& matrix, int64_t row) {
+  return static_cast<const char*>(matrix.data) + row * matrix.stride * element_size(matrix.type);
+}
+
+inline void check_parts(int64_t parts, bool bfloat16) {
+  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (!bfloat16 || parts == 1), "parts: not 1, 2 or 3 of float32, or 1 of bfloat16");
+}
+
 inline ScalarType scalar_type(ElementType type) {
   return type == ElementType::float32 ? ScalarType::Float : ScalarType::BFloat16;
 }

@@ -11,11 +11,26 @@ import torch
 from slipstream import env
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
+from slipstream.kernels import native
 from slipstream.optimize import accounts, attention, guards, leaf_tier, names, options
 from slipstream.optimize.graph import background
 from slipstream.optimize.guards import Verdict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for judging.py, however pytest imports the tests
+
+
+@pytest.fixture
+def set_precision():
+    """torch's float32 matmul precision, as it was again afterwards."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def tiles():
+    with native.level(native.EMULATED):
+        yield
 
 
 @pytest.fixture

@@ -14,22 +14,12 @@ from slipstream.optimize import attention, guards
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.guards import Verdict
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="levels are native")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="levels are native"),
+    pytest.mark.usefixtures("set_precision"),
+]
 PARTS = {"highest": 3, "high": 2, "medium": 2}
 sdpa = attention._original
-
-
-@pytest.fixture(autouse=True)
-def set_precision():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def tiles():
-    with native.level(native.EMULATED):
-        yield
 
 
 @pytest.fixture

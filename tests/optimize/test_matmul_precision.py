@@ -15,21 +15,11 @@ from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import guards, options
 from slipstream.optimize.optimize_model import optimize_model
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="levels are native")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="levels are native"),
+    pytest.mark.usefixtures("set_precision"),
+]
 ALMOST_EXACT = {"highest": 4e-7, "high": 1e-5, "medium": 4e-3}
-
-
-@pytest.fixture(autouse=True)
-def set_precision():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def tiles():
-    with native.level(native.EMULATED):
-        yield
 
 
 @pytest.fixture

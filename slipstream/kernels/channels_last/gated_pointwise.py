@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 
 from slipstream.errors import UsageError
-from slipstream.kernels.channels_last.inverted_residual import Pointwise
-from slipstream.kernels.linear import linear
+from slipstream.kernels.channels_last.inverted_residual import Pointwise, dense, plain_pointwise
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of
-from slipstream.kernels.transpose import to_channels_last
 
 
 def gated_pointwise(
@@ -39,10 +37,10 @@ def gated_pointwise(
         return plain_gated_pointwise(x, gate, stage, residual=residual)
     if residual is not None:
         check_dtypes(residual=residual.dtype)
-        residual = _dense(residual)
+        residual = dense(residual)
     bias = None if stage.bias is None else stage.bias.contiguous()
     return torch.ops.slipstream.gated_pointwise.default(
-        _dense(x), gate.contiguous(), stage.packed.data, stage.packed.n, bias, code, residual, stage.out is torch.bfloat16
+        dense(x), gate.contiguous(), stage.packed.data, stage.packed.n, bias, code, residual, stage.out is torch.bfloat16
     )
 
 
@@ -50,12 +48,4 @@ def plain_gated_pointwise(
     x: torch.Tensor, gate: torch.Tensor, stage: Pointwise, *, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The twin: torch's product, then `linear`, natively where the weight is packed so."""
-    y = linear(
-        (x * gate).permute(0, 2, 3, 1), stage.packed, stage.bias, post_op=stage.post_op,
-        residual=None if residual is None else residual.permute(0, 2, 3, 1), residual_first=True, out_dtype=stage.out,
-    )  # fmt: skip
-    return y.permute(0, 3, 1, 2)
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    return to_channels_last(x, x.dtype).contiguous(memory_format=torch.channels_last)
+    return plain_pointwise(x * gate, stage, residual)

@@ -70,8 +70,8 @@ def inverted_residual(
         return plain_inverted_residual(x, expand, middle, project, residual=residual)
     if residual is not None:
         check_dtypes(residual=residual.dtype)
-        residual = _dense(residual)
-    return torch.ops.slipstream.inverted_residual.default(_dense(x), *constants(expand, middle, project), residual)
+        residual = dense(residual)
+    return torch.ops.slipstream.inverted_residual.default(dense(x), *constants(expand, middle, project), residual)
 
 
 def constants(expand: Pointwise | None, middle: Middle, project: Pointwise | None) -> tuple[object, ...]:
@@ -90,7 +90,8 @@ def _check_pointwise(what: str, packed: PackedLinear, hidden: int, channels: int
         raise UsageError.of(what, f"packed in {packed.parts} parts", "pack it in one")
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """The image in memory format channels_last."""
     return to_channels_last(x, x.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -112,12 +113,13 @@ def plain_inverted_residual(
 ) -> torch.Tensor:
     """The twin: `linear` and `depthwise` in turn, natively where their weights are packed so."""
     if expand is not None:
-        x = _pointwise(x, expand, None)
+        x = plain_pointwise(x, expand, None)
     y = depthwise(x, middle.packed, middle.bias, post_op=middle.post_op, out_dtype=middle.out)
-    return y if project is None else _pointwise(y, project, residual)
+    return y if project is None else plain_pointwise(y, project, residual)
 
 
-def _pointwise(x: torch.Tensor, stage: Pointwise, residual: torch.Tensor | None) -> torch.Tensor:
+def plain_pointwise(x: torch.Tensor, stage: Pointwise, residual: torch.Tensor | None) -> torch.Tensor:
+    """A stage by itself, y [N, O, h, w] of x [N, I, h, w]: `linear` over pixels."""
     beside = None if residual is None else residual.permute(0, 2, 3, 1)
     pixels = x.permute(0, 2, 3, 1)
     y = linear(

@@ -72,28 +72,27 @@ def _weight_bytes(*row: Any) -> int:
     return sum(math.prod(sizes_of(node.args[2])) * int(node.target.product.itemsize) for node in row)
 
 
-def fuse_channel_gates(graph: fx.Graph) -> int:
-    """Rewrite in place: 1 × 1 convolutions take the factors of their image's channels along. Returns how many do now."""
-    return sum(_fuse_gate(graph, node) for node in list(graph.nodes) if _is(node, Pointwise))
+def fuse_channel_gates(graph: fx.Graph) -> None:
+    """Rewrite in place: 1 × 1 convolutions take the factors of their image's channels along."""
+    for node in list(graph.nodes):
+        if _is(node, Pointwise):
+            _fuse_gate(graph, node)
 
 
-def _fuse_gate(graph: fx.Graph, node: Any) -> int:
+def _fuse_gate(graph: fx.Graph, node: Any) -> None:
     product: Any = node.args[0]
     operands = operands_of(product) if name_of(product) == "mul" and only_user(product) is node else None
     if operands is None or _weight_bytes(node) > WEIGHTS:
-        return 0
-    for image, gate in (operands, operands[::-1]):
-        if _is_gate(gate, image):
-            break
-    else:
-        return 0
+        return
+    image, gate = operands if _is_gate(operands[1], operands[0]) else operands[::-1]
+    if not _is_gate(gate, image):
+        return
     with graph.inserting_before(node):
         fused = graph.call_function(GatedPointwise(node.target), (image, node.args[1], gate, *node.args[2:]))
     fused.meta = dict(node.meta)
     node.replace_all_uses_with(fused)
     graph.erase_node(node)
     graph.erase_node(product)
-    return 1
 
 
 def _is_gate(gate: Any, image: Any) -> bool:

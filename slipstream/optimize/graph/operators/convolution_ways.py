@@ -23,6 +23,7 @@ _ops = torch.ops.mkldnn
 RACED_OUTPUTS = 2048
 """Enough of a line for a race: both sides take as long for the second half of a line as for the first."""
 
+
 @dataclass(frozen=True)
 class Geometry:
     """The numbers of a two-dimensional convolution, and the image size [N, C, H, W] that it was captured with.
