@@ -29,6 +29,7 @@ from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import PackedOperator, WeightOperator
 from slipstream.optimize.graph.precision import keep_bfloat16
 from slipstream.optimize.graph.results import restore
+from slipstream.optimize.graph.rows.order import keep_order
 from slipstream.optimize.graph.simplify import simplify
 from slipstream.optimize.options import Options
 
@@ -66,6 +67,8 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
         fold_constants(graph, _placeholders(graph, own))
     read_gates(graph)
     read_written_out(graph)
+    if not regions:
+        keep_order(graph)
     operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse_group_norms(graph) + fuse(graph, dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")

@@ -51,6 +51,20 @@ class Numbers(nn.Module):
         return self.inner(x) + torch.exp(-(places[:, None] - torch.arange(16.0)[None, :]).abs())
 
 
+class LookedUp(nn.Module):
+    """Biases of places against places, out of a table of distances, as windows have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner = nn.Parameter(torch.randn(9, 16)), nn.Linear(16, 16)
+        places = torch.arange(5)
+        self.register_buffer("distances", (places[:, None] - places + 4).flatten())
+
+    def forward(self, x):
+        biases = self.table[self.distances].view(5, 5, -1)
+        return (self.inner(x)[:, :, None] + biases).relu()
+
+
 def kept(root):
     return [node for node in root.ways[0].program.lowered.fast.graph.nodes if isinstance(node.target, Constant)]
 
@@ -63,6 +77,7 @@ def answer(model, x):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make, x", [
     (Positions, torch.randn(2, 5, 32)), (Normed, torch.randn(2, 16, 9)), (Numbers, torch.randn(2, 5, 16)),
+    (LookedUp, torch.randn(2, 5, 16)),
 ])  # fmt: skip
 def test_it_is_kept_and_the_answers_are_the_same(at_once, make, x, dtype):
     model = make().eval()
@@ -90,6 +105,15 @@ def test_each_weight_it_came_from_is_seen_changing(at_once, name, dtype):
     assert kept(root)
     assert error(root_answer, twin.forward(x)) < LIMIT[dtype]
     assert error(before, twin.forward(x)) > LIMIT[dtype]
+
+
+def test_a_table_that_is_looked_up_in_is_seen_changing(at_once):
+    model, x = LookedUp().eval(), torch.randn(2, 5, 16)
+    at_once("float32")
+    assert kept(settle(model, x))
+    with torch.no_grad():
+        model.table[3] += 1
+    assert error(answer(model, x), model.forward(x)) < LIMIT["float32"]
 
 
 def test_what_is_packed_from_it_follows_it(at_once):

@@ -79,13 +79,20 @@ def _is_worth_it(node: fx.Node) -> bool:
     if _bytes(node) > _bytes(_before_moves(node)):
         return False  # it repeats what can be kept
     above = _above(node)
-    if all(source.op == "placeholder" or name_of(source) in _MOVES or isinstance(source.target, Constant) for source in above):
+    if all(source.op == "placeholder" or _moves(source) or isinstance(source.target, Constant) for source in above):
         return False
     return _bytes(node) <= max(MOST_BYTES, sum(_bytes(source) for source in above if source.op == "placeholder"))
 
 
+def _moves(node: fx.Node) -> bool:
+    """Whether nothing is computed; what is looked up in a table by a table is (the biases of windows)."""
+    if name_of(node) == "getitem":
+        return len(node.all_input_nodes) == 1
+    return name_of(node) in _MOVES
+
+
 def _before_moves(node: fx.Node) -> fx.Node:
-    while name_of(node) in _MOVES and node.args and isinstance(node.args[0], fx.Node) and tensor(node.args[0]) is not None:
+    while _moves(node) and node.args and isinstance(node.args[0], fx.Node) and tensor(node.args[0]) is not None:
         node = node.args[0]
     return node
 
