@@ -51,9 +51,14 @@ def speedup(row: dict[str, Any]) -> str:
     return f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})" if "speedup" in row else "–"
 
 
+def behind(row: dict[str, Any]) -> str:
+    """The seconds that its calls were ever behind eager's; a dash where eager was not timed."""
+    return f"{row['behind_s']:.1f}" if "behind_s" in row else "–"
+
+
 def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
     """A row a model and contestant; the fastest of each model is marked."""
-    columns = ["ms", "quartiles", "speed-up (range)", "set-up s", "error"]
+    columns = ["ms", "quartiles", "speed-up (range)", "set-up s", "behind s", "error"]
     table = _table("Zoo: over eager float32, in turn, in one sitting", ["model", "contestant"], columns)
     last = None
     for row in rows:
@@ -62,7 +67,7 @@ def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
         shown = row["model"] if row["model"] != last else ""
         last = row["model"]
         if "failure" in row:
-            table.add_row(shown, row["contestant"], "–", "–", f"failed: {row['failure'][:60]}", "–", "–")
+            table.add_row(shown, row["contestant"], "–", "–", f"failed: {row['failure'][:60]}", "–", "–", "–")
             continue
         best = min(each["ms"] for each in rows if each["model"] == last and "ms" in each)
         mark = " *" if row["ms"] == best else ""
@@ -74,12 +79,13 @@ def show_zoo(rows: Sequence[dict[str, Any]]) -> None:
             between,
             speedup(row),
             f"{row['setup_s']:.1f}",
+            behind(row),
             f"{row['error']:.1e}",
         )
     console().print(table)
     console().print(
-        "* the fastest of its model; range: lowest and highest round; error: largest difference from eager float32 over its"
-        " largest value"
+        "* the fastest of its model; range: lowest and highest round; behind: the most that its calls were ever behind as many"
+        " of eager float32, in seconds; error: largest difference from eager float32 over its largest value"
     )
 
 

@@ -62,6 +62,7 @@ def zoo(report: Report) -> str:
         "Milliseconds, median": lambda row: tables.milliseconds(row["ms"]),
         "Times as fast as eager float32 (lowest–highest round)": tables.speedup,
         "Set-up, seconds": lambda row: f"{row['setup_s']:.1f}",
+        "Most seconds behind the script as it is, at any call": tables.behind,
         "Largest difference from eager float32, over its largest value": lambda row: f"{row['error']:.0e}",
     }
     parts = [f"## Models\n\n{where(report)}"]

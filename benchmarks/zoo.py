@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -89,6 +90,8 @@ def measure_model(model: str, workers: dict[str, WorkerProcess], options: ZooOpt
             continue  # it is dead, and its row says why
     for row in rows.values():
         summarize(row, rows[BASE])
+    for row in rows.values():
+        row.pop("calls_s", None)  # thousands, of a small model
     return list(rows.values())
 
 
@@ -123,7 +126,8 @@ def load(
             "warm_up_s": who.warm_up_s,
             "warm_up_calls": who.warm_up_calls,
         }
-        row["ready_s"] = worker.ask({**request, "save": str(saved)}, timeout_s=LOAD_TIMEOUT_S)["setup_s"]
+        ready = worker.ask({**request, "save": str(saved)}, timeout_s=LOAD_TIMEOUT_S)
+        row["ready_s"], row["calls_s"] = ready["setup_s"], ready["calls_s"]
         if who.engine not in references:
             reference = folder / f"reference-{who.engine}.npy"
             worker.ask({"do": "reference", "model": model, "save": str(reference)}, timeout_s=LOAD_TIMEOUT_S)
@@ -153,3 +157,11 @@ def summarize(row: Row, base: Row) -> None:
     if "failure" not in base and base["rounds_ms"]:
         ratio = spread.ratio_by_round(base["rounds_ms"], row["rounds_ms"])
         row |= {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
+        calls = [row["ready_s"], *row["calls_s"]]
+        row["behind_s"] = most_behind(calls, base["ready_s"], base["ms"] / 1e3)
+
+
+def most_behind(calls_s: list[float], first_s: float, steady_s: float) -> float:
+    """The most seconds that these calls, from the first on, are behind as many of the plain script's, at any of them."""
+    behind = list(itertools.accumulate(call - (steady_s if number else first_s) for number, call in enumerate(calls_s)))
+    return max(0.0, *behind)

@@ -2,7 +2,8 @@
 """One contestant as a process that lives through the whole sitting: JSON lines in on stdin, out on stdout.
 
     {"do": "load", "model": "bert", "prepare": "eager", "dtype": "float32", "threads": 2, "save": "out.npy"}
-                                                     -> {"setup_s": 1.2}    getting ready and the first call
+                                                     -> {"setup_s": 1.2, "calls_s": [0.1, …]}
+                                                        getting ready and the first call, each call of warming up
     {"do": "time", "seconds": 1.0, "at_least": 3}    -> {"ms": [3.1, 3.0, …]}
     {"do": "reference", "model": "bert", "save": …}  -> {}                  plain eager float32 of this interpreter
     {"do": "unload"}                                 -> {}
@@ -47,12 +48,14 @@ class Worker:
         run = preparations.BY_NAME[prepare](built, inputs, getattr(torch, dtype), threads)
         output = run()
         seconds = time.perf_counter() - begin
-        begin, calls = time.perf_counter(), 0
-        while calls < warm_up_calls or time.perf_counter() - begin < warm_up_s:
-            output, calls = run(), calls + 1
+        calls: list[float] = []
+        while len(calls) < warm_up_calls or sum(calls) < warm_up_s:
+            begin = time.perf_counter()
+            output = run()
+            calls.append(time.perf_counter() - begin)
         self.run = run
         self._save(output, save)
-        return {"setup_s": seconds}
+        return {"setup_s": seconds, "calls_s": calls}
 
     def time(self, *, seconds: float, at_least: int) -> dict[str, Any]:
         if self.run is None:
