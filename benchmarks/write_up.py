@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import best_peer, ceilings, machine, tables
+from benchmarks import best_peer, ceilings, machine, room, tables
 from benchmarks.kernel_means import family_means, geometric_means
 from benchmarks.options import DTYPES
 from slipstream.errors import UsageError
@@ -69,7 +69,7 @@ def zoo(report: Report) -> str:
     for title, view in views.items():
         rows = [(f"`{model}`", *(_shown(cell.get((model, name)), view) for name in names)) for model in models]
         parts.append(f"### {title}\n\n" + table(("model", *names), rows, texts=1))
-    parts.insert(1, _against_best(report))
+    parts[1:1] = [_against_best(report), *_room(report)]
     settings = report["settings"]
     parts.append(f"{settings['rounds']} rounds of {settings['seconds']} s a contestant, {settings['threads']} threads.")
     return "\n\n".join(parts)
@@ -94,6 +94,16 @@ def _against_best(report: Report) -> str:
         for model, row in rows.items():
             row.extend(cells.get((model, dtype), ("–", "–")))
     return "### Against the best peer of the same dtype\n\n" + table(head, [*rows.values(), mean], texts=1)
+
+
+def _room(report: Report) -> list[str]:
+    """What a contestant at the ceiling could gain over the best peer, and how near ours is; nothing where it is not known."""
+    lines = room.rooms(report)
+    if not lines:
+        return []
+    rows = [(f"`{line.model}`", line.dtype, f"{line.gflop:.0f}", f"{line.peer:.2f}", f"{line.ours:.2f}") for line in lines]
+    head = ("model", "dtype", "GFLOP of products", "best peer's time over theirs at the ceiling", "ours")
+    return ["### Room that there is\n\n" + table(head, rows, texts=2)]
 
 
 def kernels(report: Report) -> str:

@@ -83,6 +83,7 @@ def measure_model(model: str, workers: dict[str, WorkerProcess], options: ZooOpt
                 row["rounds_ms"].append(timed(worker, options))
             except WorkerFailed as error:
                 row["failure"] = str(error)
+    flop = counted(model, workers[BASE]) if BASE in workers else None
     for worker in workers.values():
         try:
             worker.ask({"do": "unload"}, timeout_s=60)
@@ -91,8 +92,18 @@ def measure_model(model: str, workers: dict[str, WorkerProcess], options: ZooOpt
     for row in rows.values():
         summarize(row, rows[BASE])
     for row in rows.values():
+        row["flop"] = flop
         row.pop("calls_s", None)  # thousands, of a small model
     return list(rows.values())
+
+
+def counted(model: str, worker: WorkerProcess) -> float | None:
+    """The floating point operations of its products, as torch counts them; None where it cannot."""
+    try:
+        flop: float = worker.ask({"do": "count", "model": model}, timeout_s=LOAD_TIMEOUT_S)["flop"]
+    except WorkerFailed:
+        return None
+    return flop
 
 
 def timed(worker: WorkerProcess, options: ZooOptions) -> list[float]:

@@ -6,6 +6,7 @@
                                                         getting ready and the first call, each call of warming up
     {"do": "time", "seconds": 1.0, "at_least": 3}    -> {"ms": [3.1, 3.0, …]}
     {"do": "reference", "model": "bert", "save": …}  -> {}                  plain eager float32 of this interpreter
+    {"do": "count", "model": "bert"}                 -> {"flop": 1e11}      of matrix products, convolutions and attention
     {"do": "unload"}                                 -> {}
     {"do": "quit"}
 
@@ -78,6 +79,13 @@ class Worker:
         self._save(preparations.eager(*models.build(model), torch.float32, 0)(), save)
         return {}
 
+    def count(self, *, model: str) -> dict[str, Any]:
+        import torch
+
+        from benchmarks.contest import models, preparations, products
+
+        return {"flop": products.count(preparations.eager(*models.build(model), torch.float32, 0))}
+
     def unload(self) -> dict[str, Any]:
         self.run = None
         gc.collect()
@@ -98,7 +106,8 @@ def main() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     worker = Worker()
-    acts = {"load": worker.load, "time": worker.time, "reference": worker.reference, "unload": worker.unload}
+    acts = {"load": worker.load, "time": worker.time, "reference": worker.reference, "count": worker.count,
+            "unload": worker.unload}  # fmt: skip
     for line in sys.stdin:
         request = json.loads(line)
         act = request.pop("do")

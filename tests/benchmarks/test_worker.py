@@ -33,6 +33,8 @@ def test_a_model_is_loaded_timed_and_equal_to_its_reference(worker, tmp_path):
     samples = worker.ask({"do": "time", "seconds": 0.01, "at_least": 3}, timeout_s=300)["ms"]
     assert len(samples) >= 3 and min(samples) > 0
     assert worker.ask({"do": "reference", "model": "lstm", "save": str(reference)}, timeout_s=300) == {}
+    weights = 2 * 4 * 512 * (512 + 512 + 1024 + 512) + 1024 * 1000  # two directions, two layers; the scores
+    assert worker.ask({"do": "count", "model": "lstm"}, timeout_s=300)["flop"] == 2 * 8 * 64 * weights
     assert np.load(output).shape == (8, 64, 1000)
     np.testing.assert_allclose(np.load(output), np.load(reference), rtol=1e-4, atol=1e-5)
 

@@ -24,6 +24,8 @@ class ScriptedWorker:
         if request["do"] == "load":
             np.save(request["save"], self.output)
             return {"setup_s": 2.0, "calls_s": [self.ms / 1e3] * 2 if self.name == "eager-float32" else [0.3, 0.05, 0.025]}
+        if request["do"] == "count":
+            return {"flop": 1e9}
         if request["do"] == "reference":
             np.save(request["save"], np.array([1.0, -4.0]))
         return {"ms": [self.ms] * 3} if request["do"] == "time" else {}
@@ -69,6 +71,7 @@ def test_rows_hold_speed_set_up_and_error(sitting):
     assert ours["behind_s"] == pytest.approx(0.2), "the second call was 0.2 s later than two of eager"
     assert rows["eager-float32"]["behind_s"] == pytest.approx(0)
     assert not any("calls_s" in row for row in rows.values())
+    assert ours["flop"] == 1e9
     assert ours["error"] == pytest.approx(0.5 / 4)
     assert rows["eager-float32"]["speedup"] == 1 and rows["eager-float32"]["error"] == 0
 
