@@ -144,6 +144,8 @@ def test_inspect_leaves_the_plain_output(slipstream, script, tmp_path):
     assert "what would be done" in ended.stderr and "packed" in ended.stderr
     process = json.loads(report.read_text())["processes"][0]
     assert any(account["calls"] for account in process["accounts"].values())
+    graphs = {each["what"]: each["reason"] for each in process["decisions"] if each["what"].endswith("graph: whole model")}
+    assert graphs and any("captured" not in reason for reason in graphs.values()), graphs
 
 
 def test_bisect_finds_the_layer(slipstream, script):

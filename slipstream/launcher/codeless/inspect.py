@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`slipstream inspect script.py`: the plain run, and behind it on stderr what `ipexrun --auto_ipex` would do.
 
-Each piece is met, planned, packed, checked and timed as it would be; then the original answers. So standard
-output and the exit code are the plain run's.
+Each piece is met, planned, packed, checked and timed as it would be; then the original answers. A whole model's graph is
+captured behind its second call, and tried beside the third, which the captured operations answer as they were written. So
+standard output and the exit code are the plain run's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,5 @@ def inspecting(words: Sequence[str]) -> LaunchOptions:
         raise UsageError(f"--compare {options.compare}: {COMMAND} lets the originals answer; use ipexrun --compare")
     if options.plan_from:
         raise UsageError(f"--plan-from {options.plan_from}: not with {COMMAND}; give the flags instead")
-    # A captured graph would answer in one piece with what is only to be looked at.
-    optimization = replace(options.optimization, decides_only=True, graph_mode=False)
+    optimization = replace(options.optimization, decides_only=True)
     return replace(options, optimization=optimization)

@@ -21,7 +21,7 @@ from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
 from slipstream.optimize.graph.lower import lower
-from slipstream.optimize.graph.program import Program, Race
+from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
 from slipstream.optimize.known_graphs import Known
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
@@ -121,12 +121,15 @@ class RootCall:
 
     def _let_go(self, module: nn.Module) -> None:
         """Leave the slot to the piece that answered before, which the class's descriptor knows of, or to nobody."""
+        self._leave(module)
+        self._note(False, "its calls are too short for a graph to repay its guards", 0.0)
+
+    def _leave(self, module: nn.Module) -> None:
         if module.__dict__.get(SLOT) is self:
             if self.inner is None:
                 module.__dict__[SLOT] = None
             else:
                 del module.__dict__[SLOT]
-        self._note(False, "its calls are too short for a graph to repay its guards", 0.0)
 
     def _way_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
         assert self.arguments is not None
@@ -140,6 +143,8 @@ class RootCall:
         """A plain call that is timed, and perhaps the one that sets off a capture."""
         if self.capturing or any(leaf.is_nested for leaf in _tensors((args, kwargs))):
             return self._plain(module, args, kwargs)
+        if self.options.decides_only:
+            return self._look(module, args, kwargs)
         start = clocks()
         result = self._plain(module, args, kwargs)
         spent = elapsed(start)
@@ -155,6 +160,29 @@ class RootCall:
         self.schedule.note(seconds, shapes)
         if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
             self._begin(module, args, kwargs)
+        return result
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A plain call, and behind it at once a capture, to be looked at; another one if that held only for other sizes."""
+        result = self._plain(module, args, kwargs)
+        if self.schedule.captures > 1:
+            return result
+        varied = self.schedule.is_varied()
+        modes = torch.is_inference_mode_enabled(), autocast.state_here()
+        self.schedule.begin()
+        self._capture(module, *alike((args, kwargs)), dynamic=varied, modes=modes)
+        if not self.ways:
+            self._leave(module)
+        return result
+
+    def _show(self, way: Way, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Say what a graph would bring over the original, which answers."""
+        result = self._run(way, module, args, kwargs)
+        program = way.program
+        speedup = program.race.speedup() if isinstance(program, Trial) else None
+        if speedup is not None and program.broken is None:
+            self._decide(way, bucket_of(args, kwargs), guards.Verdict(speedup > 1, speedup))
+        self._leave(module)
         return result
 
     def _ask(self, module: nn.Module, shapes: Hashable, sizes: Hashable, seconds: float) -> None:
@@ -184,11 +212,13 @@ class RootCall:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
                 captured = self._captured(module, args, kwargs, dynamic=dynamic)
                 with background.one_thread():
-                    program = Program(lower(captured.graph, captured.inputs, self.options, captured.own))
+                    lowered = lower(captured.graph, captured.inputs, self.options, captured.own)
+                    program = Trial(lowered) if self.options.decides_only else Program(lowered)
             program.reference = captured.original or program.reference
             self.ways = (Way(captured, program), *self.ways)
             operators = program.lowered.operators
-            self._note(False, f"captured with {operators} fused operators, being tried", time.perf_counter() - start)
+            then = "no call to try it on has come" if self.options.decides_only else "being tried"
+            self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
@@ -203,6 +233,8 @@ class RootCall:
         self, way: Way, sizes: Hashable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The two ways in turn. The first fast call also runs the reference, and is not timed."""
+        if self.options.decides_only:
+            return self._show(way, module, args, kwargs)
         if not way.program.is_right:
             return self._run(way, module, args, kwargs)
         if guards.speed.trusting:

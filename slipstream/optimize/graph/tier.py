@@ -22,12 +22,11 @@ _passed_over: list[str] = torch.jit._recursive.ignored_attributes
 """What torch.jit.script does not look at in a module. It lacks the call slot, and trips over what is put there."""
 
 _answering: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def notice(root: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None) -> None:
     """Let a `RootCall` answer for this module from its next call on; ``inner`` is what answered until now, if anything."""
-    if not options.graph or root in _answering or root in _seen:
+    if not options.graph or root in _answering:
         return
     if not root._modules or isinstance(root, torch.jit.ScriptModule):
         return
@@ -35,13 +34,11 @@ def notice(root: nn.Module, name: str, options: Options, inner: Callable[..., An
         return  # compiled by the script itself, or called in a way of its own
     if not names.whole_is_wanted(root, name):
         return
-    if options.decides_only:
-        log.note(f"{name}.graph: whole model", False, "not tried: it would answer for all layers, and they are looked at here")
-        _seen.add(root)
-        return
     if not native.available():
         say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
         return
+    if options.decides_only:
+        log.note(f"{name}.graph: whole model", False, "not captured: that takes a second call")
     try:
         root.__dict__[SLOT] = RootCall(root, name, options, inner)
         if SLOT not in _passed_over:
@@ -66,4 +63,3 @@ def let_go() -> None:
     if SLOT in _passed_over:
         _passed_over.remove(SLOT)
     _answering.clear()
-    _seen.clear()

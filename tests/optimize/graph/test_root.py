@@ -389,12 +389,47 @@ def test_low_memory_takes_no_graph_with_packs_of_its_own(at_once):
     assert "second copy" in {decision.what: decision.reason for decision in log}["Residual.graph: whole model"]
 
 
-def test_what_would_be_done_says_that_graphs_are_not_tried(at_once):
-    at_once("bfloat16", decides_only=True)
+@pytest.mark.parametrize("calls", range(1, 6))
+def test_what_would_be_done_is_told_of_graphs_and_the_original_answers(at_once, calls):
     model, args = CASES["residual"]()
-    assert settle(model, *args) is None
+    with torch.inference_mode():
+        expected = model(*args)
+    at_once("bfloat16", decides_only=True)
+    with torch.inference_mode():
+        for _ in range(calls):
+            assert torch.equal(model(*args), expected)
     decision = {decision.what: decision for decision in log}["Residual.graph: whole model"]
-    assert not decision.taken and "not tried" in decision.reason
+    assert decision.taken == (calls > 2), decision
+    assert ("captured" in decision.reason) == (calls < 3)
+    assert (tier.root_call(model) is None) == (calls > 2), "once it has said so it is out of the way"
+    assert calls < 3 or 0 < decision.figures["error_relative"] < 5e-2
+
+
+def test_where_sizes_vary_what_would_be_done_is_a_graph_for_all(at_once):
+    at_once("float32", decides_only=True)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).eval()
+    with torch.inference_mode():
+        for rows in (3, 4, 5, 6, 7):
+            model(torch.randn(rows, 64))
+    decision = {decision.what: decision for decision in log}["Sequential.graph: whole model"]
+    assert decision.taken
+
+
+def test_a_graph_that_would_be_refused_is_told_why(at_once):
+    class Breaking(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if float(y.sum()) > 0 else -y
+
+    model, x = Breaking(nn.Linear(64, 64)).eval(), torch.randn(4, 64)
+    with torch.inference_mode():
+        expected = model(x)
+        at_once("bfloat16", decides_only=True)
+        for _ in range(4):
+            assert torch.equal(model(x), expected)
+    decision = {decision.what: decision for decision in log}["Breaking.graph: whole model"]
+    assert not decision.taken and decision.reason.startswith("not captured")
+    assert tier.root_call(model) is None
 
 
 def test_a_run_that_must_repeat_captures_at_its_third_call(engine):

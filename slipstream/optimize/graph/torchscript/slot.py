@@ -107,8 +107,6 @@ def notice(module: nn.Module, name: str, options: Options) -> Any:
     made: RootCall | None = None
     if not options.graph or not names.whole_is_wanted(module, name):
         pass
-    elif options.decides_only:
-        log.note(f"{name}.graph: whole model", False, "not tried: it would answer for all that is in it")
     elif not native.available():
         say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
     else:
