@@ -198,7 +198,8 @@ class RootCall:
         self.capturing = True
         self.schedule.begin()
         likenesses = alike((args, kwargs))
-        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, modes=modes))
+        gently = not self.options.early and not self.schedule.saves_much()
+        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, modes=modes), gently=gently)
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
 

@@ -105,6 +105,10 @@ class Schedule:
         """Seconds that a graph would have spared the calls so far."""
         return self.share * self.seconds + DISPATCH_S * self.modules * self.calls
 
+    def saves_much(self) -> bool:
+        """Whether a graph is expected to save so much of each call that it should be there soon, whatever that takes."""
+        return self.share >= MUCH
+
     def cost(self) -> float:
         """Seconds that a capture costs the script; a further one has to be worth more, since the last did not hold."""
         capture = BESIDE * CAPTURE_S_PER_MODULE * max(1, self.modules)

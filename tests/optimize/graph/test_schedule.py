@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a model is captured: not for a script that ends soon, not for tiny calls, a bounded number of times."""
 
+import os
+import sys
+import threading
+
 import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph import schedule
+from slipstream.optimize.graph import background, schedule
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
 
 
@@ -139,3 +143,22 @@ def test_sizes_that_change_are_captured_as_such():
     fresh = Schedule(modules=1, share=0.1)
     fresh.begin()
     assert fresh.is_varied(), "the first capture did not hold for calls that came after it"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_a_capture_that_gains_little_gives_way_and_the_script_does_not():
+    found = {}
+
+    def note(name):
+        found[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    for gently in (True, False):
+        background.start(lambda name=gently: note(name), gently=gently)
+        background.wait()
+    note("script")
+    assert found == {True: background.LEAST_PRIORITY, False: found["script"], "script": os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+def test_only_what_gains_much_is_in_a_hurry():
+    assert schedule_of(convolutional(3), torch.float32, early=False).saves_much()
+    assert not schedule_of(dense(3), torch.bfloat16, early=False).saves_much()
