@@ -131,6 +131,23 @@ class Cut(nn.Module):
         return self.norm(first + (second if self.both else x[:, 2:]))
 
 
+class Twice(nn.Module):
+    """Moved before and behind a norm, so that there are two orders to be put together."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(32, 32), nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x).roll(1, 1)).roll(2, 1))
+
+
+@needs_native
+def test_one_order_upon_another():
+    model, x = Twice().eval(), torch.randn(2, 8, 32)
+    same(lowered(model, (x,), "float32")[1], model, x, "float32")
+
+
 @needs_native
 @pytest.mark.parametrize("both", [False, True])
 def test_a_part_is_not_taken_for_the_whole(both):

@@ -79,21 +79,22 @@ class _Orders:
         terms = terms_of(node)
         if terms is None:
             return
-        found = [self._ordered(term) for term in terms]
-        first, second = found
+        first, second = map(self._ordered, terms)
         if first is not None and second is not None and torch.equal(first.index, second.index):
             if first.has_all() and second.has_all():
-                return self._sum_of(node, first, first.base, self._shaped(second.base, first.base, node))
-            return None
-        for (x, there), (y, here) in (tuple(zip(terms, found, strict=True)), tuple(zip(terms, found, strict=True))[::-1]):
-            if here is None or not self._is_moved(y) or len(y.users) > 1 or not here.has_all():
-                continue
-            if not any(_is_row_wise(user) for user in node.users):
-                continue
-            back = torch.empty_like(here.index)
-            back[here.index.long()] = torch.arange(len(back), dtype=back.dtype)
-            base, index = (x, back) if there is None else (there.base, there.index[back.long()])
-            return self._sum_of(node, here, self._shaped(self._gather(base, index, node), here.base, node), here.base)
+                self._sum_of(node, first, first.base, self._shaped(second.base, first.base, node))
+        elif any(_is_row_wise(user) for user in node.users):
+            for x, there, y, here in ((terms[0], first, terms[1], second), (terms[1], second, terms[0], first)):
+                if here is not None and self._is_moved(y) and len(y.users) == 1 and here.has_all():
+                    self._sum_in(node, here, x, there)
+                    return
+
+    def _sum_in(self, node: fx.Node, here: Ordered, x: fx.Node, there: Ordered | None) -> None:
+        """The sum in the order that one term is there in; ``x`` is the other."""
+        back = torch.empty_like(here.index)
+        back[here.index.long()] = torch.arange(len(back), dtype=back.dtype)
+        base, index = (x, back) if there is None else (there.base, there.index[back.long()])
+        self._sum_of(node, here, self._shaped(self._gather(base, index, node), here.base, node), here.base)
 
     def row_wise(self, node: fx.Node) -> None:
         """In the order of what it reads, or, where that was moved, on what one gather makes of it."""
@@ -154,7 +155,7 @@ class _Orders:
         assert rows is not None
         norm = rows.source
         if name_of(norm) in _NORMS and _is_row_wise(norm) and _reads_alone(rows):
-            below = self._ordered(norm.args[0])  # type: ignore[arg-type]
+            below = self._ordered(norm.args[0]) if norm in self.carried else None  # type: ignore[arg-type]
             base = norm.args[0] if below is None else below.base
             made = self._copy(norm, self._gather(base, found.index, reader), reader)
         elif norm in self.carried:
