@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slipstream.optimize.graph.operators.linear import Linear
+from slipstream.optimize.graph.rows import order
 from slipstream.optimize.graph.rows.moves import rows_of
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.graph.test_written_out_attention import answers, lowered
@@ -247,3 +248,54 @@ def test_orders_are_what_the_moves_do(steps):
     assert torch.equal(x.reshape(-1, 5)[index].reshape(made.shape), made.value)
     if not rows.copies:
         assert made.value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+def called(function, *args):
+    """The call of a function or, by its name, of a method, with its result, in the graph of what it is given."""
+    values, nodes = ([getattr(arg, kind, arg) for arg in args] for kind in ("value", "node"))
+    graph = nodes[0].graph
+    if isinstance(function, str):
+        return Recorded(getattr(values[0], function)(*values[1:]), graph.call_method(function, tuple(nodes)))
+    return Recorded(function(*values), graph.call_function(function, tuple(nodes)))
+
+
+def moved(x, middle):
+    return called("reshape", called("transpose", called("reshape", x, (2, *middle, 8)), 1, 2), (2, 12, 8))
+
+
+WORKS = {
+    "linear": lambda x, w, b: called(F.linear, x, w, b),
+    "norm": lambda x, w, b: called(F.layer_norm, x, (8,), b, None),
+    "gelu": lambda x, w, b: called(F.gelu, x),
+    "mean": lambda x, w, b: called(torch.add, x, called("mean", x, 1, True)),
+    "roll": lambda x, w, b: called(torch.roll, x, 5, 1),
+    "back": lambda x, w, b: called(torch.roll, x, -5, 1),
+    "fold": lambda x, w, b: moved(x, (3, 4)),
+    "unfold": lambda x, w, b: moved(x, (4, 3)),
+    "pad": lambda x, w, b: called("narrow", called(F.pad, x, (0, 0, 0, 2)), 1, 1, 12),
+    "double": lambda x, w, b: called("narrow", called("reshape", called("reshape", x, (12, 2, 8)), (2, 12, 8)), 1, 0, 12),
+}
+PLACES = st.integers(0, 99)
+
+
+@given(st.lists(st.one_of(st.tuples(st.sampled_from(sorted(WORKS)), PLACES), st.tuples(PLACES, PLACES)), max_size=14))
+def test_any_graph_answers_as_before(steps):
+    torch.manual_seed(len(steps))
+    graph = torch.fx.Graph()
+    x, w, b = (Recorded(torch.randn(size), graph.placeholder(name)) for name, size in
+               (("x", (2, 12, 8)), ("w", (8, 8)), ("b", (8,))))  # fmt: skip
+    made = [x]
+    for first, second in steps:
+        one = made[-1 - second % min(len(made), 2)]  # chains, most of the time
+        if isinstance(first, str):
+            made.append(WORKS[first](one, w, b))
+        else:
+            made.append(called(torch.add, one, made[first % len(made)]))
+    graph.output(tuple(each.node for each in made[-3:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "FEWEST_COLUMNS", 4)
+        order.keep_order(graph)
+    graph.lint()
+    answered = torch.fx.GraphModule(nn.Module(), graph)(x.value, w.value, b.value)
+    for got, each in zip(answered, made[-3:], strict=True):
+        torch.testing.assert_close(got, each.value, rtol=1e-4, atol=1e-4)
