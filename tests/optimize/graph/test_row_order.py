@@ -291,11 +291,12 @@ def test_any_graph_answers_as_before(steps):
             made.append(WORKS[first](one, w, b))
         else:
             made.append(called(torch.add, one, made[first % len(made)]))
-    graph.output(tuple(each.node for each in made[-3:]))
+    results = [made[len(made) // 2], made[-1]]
+    graph.output(tuple(each.node for each in results))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "FEWEST_COLUMNS", 4)
         order.keep_order(graph)
     graph.lint()
     answered = torch.fx.GraphModule(nn.Module(), graph)(x.value, w.value, b.value)
-    for got, each in zip(answered, made[-3:], strict=True):
+    for got, each in zip(answered, results, strict=True):
         torch.testing.assert_close(got, each.value, rtol=1e-4, atol=1e-4)
