@@ -50,10 +50,11 @@ class Worker:
         output = run()
         seconds = time.perf_counter() - begin
         calls: list[float] = []
-        while len(calls) < warm_up_calls or sum(calls) < warm_up_s:
-            begin = time.perf_counter()
+        begin = time.perf_counter()
+        while len(calls) < warm_up_calls or time.perf_counter() - begin < warm_up_s:
+            start = time.perf_counter()
             output = run()
-            calls.append(time.perf_counter() - begin)
+            calls.append(time.perf_counter() - start)
         self.run = run
         self._save(output, save)
         return {"setup_s": seconds, "calls_s": calls}

@@ -9,6 +9,7 @@ blocks one gather leads from the one order to the other.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,7 @@ class _Orders:
         self.carried: dict[fx.Node, Ordered] = {}  # what is there in another order, by the node that it stands for
         self.gathered: dict[tuple[fx.Node, bytes], fx.Node] = {}
         self.moved: dict[fx.Node, fx.Node] = {}
+        self.rows = functools.cache(rows_of)  # moves are run once; what they read is not changed here before the end
 
     def sum(self, node: fx.Node) -> None:
         """``x + moved(y)``, y's rows all being there once: in y's order, with x moved the other way."""
@@ -120,7 +122,7 @@ class _Orders:
 
     def _ordered(self, node: fx.Node) -> Ordered | None:
         """Where its rows are, if not in a tensor that is there in just their order, or that torch makes without a copy."""
-        rows = rows_of(node)
+        rows = self.rows(node)
         made = tensor(node)
         if rows is None or made is None or tensor(rows.source).shape[-1] < FEWEST_COLUMNS:  # type: ignore[union-attr]
             return None
@@ -133,7 +135,7 @@ class _Orders:
 
     def _is_moved(self, node: fx.Node) -> bool:
         """Whether there is more than another shape between it and what it is made of, or rows were put together."""
-        rows = rows_of(node)
+        rows = self.rows(node)
         assert rows is not None
         return rows.index is not None or tensor(node).shape[-1] != tensor(rows.source).shape[-1]  # type: ignore[union-attr]
 
@@ -151,7 +153,7 @@ class _Orders:
         """
         if node in self.moved:
             return self.moved[node]
-        rows = rows_of(node)
+        rows = self.rows(node)
         assert rows is not None
         norm = rows.source
         if name_of(norm) in _NORMS and _is_row_wise(norm) and _reads_alone(rows):
