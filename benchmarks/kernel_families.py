@@ -25,10 +25,12 @@ from slipstream.kernels import (
     linear,
     linear_int8,
     norm,
+    recurrent,
     transpose,
 )  # fmt: skip
 from slipstream.kernels.activation import activation
-from slipstream.kernels.channels_last import convolution_last, depthwise, winograd
+from slipstream.kernels.channels_last import convolution_last, depthwise, pooling, winograd
+from slipstream.kernels.concatenate import Kind, Part, concatenate
 from slipstream.kernels.linear import best_held
 
 COLD_UP_TO_ROWS = 64  # weights of small batches come from memory, as for linear in kernels.py
@@ -197,6 +199,52 @@ def norm_case(dtype: torch.dtype, kind: str, rows: int, columns: int) -> Case:
     )  # fmt: skip
 
 
+def group_norm_case(dtype: torch.dtype, batch: int, channels: int, size: int) -> Case:
+    """In 32 groups, of images with channels innermost, as a graph has them."""
+    x = random(dtype, batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+    weight, bias = random(dtype, channels), random(dtype, channels)
+    return Case(
+        "torch's",
+        lambda: norm.group_norm(x, 32, weight, bias, 1e-5),
+        lambda: F.group_norm(x, 32, weight, bias, 1e-5),
+        2 * x.numel() * x.element_size(),
+        "GB/s",
+        close(dtype),
+    )
+
+
+def max_pool_case(dtype: torch.dtype, batch: int, channels: int, size: int, kernel: int, stride: int) -> Case:
+    x = random(dtype, batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+    numbers = (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2)
+    work = x.numel() * x.element_size()
+    return Case("torch's", lambda: pooling.max_pool(x, *numbers), lambda: F.max_pool2d(x, *numbers), work, "GB/s", 0.0)
+
+
+def recurrent_case(dtype: torch.dtype, steps: int, batch: int, units: int) -> Case:
+    """One layer of an LSTM."""
+    x, layer = random(dtype, steps, batch, units), torch.nn.LSTM(units, units).to(dtype)
+    packed = recurrent.pack("lstm", [weight.detach() for weight in layer.parameters()], dtype=dtype)
+    work = 2 * steps * batch * 4 * units * 2 * units
+    return Case("torch's", lambda: recurrent.recurrent(x, packed)[0], lambda: layer(x)[0], work, "GOP/s", close(dtype))
+
+
+def concatenate_case(dtype: torch.dtype, tables: int, rows: int, width: int, a_bag: int, batch: int) -> Case:
+    """Sums of bags of this many rows, side by side."""
+    parts = [
+        Part(Kind.BAG_SUM, random(dtype, rows, width), (torch.randint(0, rows, (a_bag * batch,)), torch.arange(batch) * a_bag))
+        for _ in range(tables)
+    ]
+    work = tables * batch * (a_bag + 1) * width * dtype.itemsize
+    return Case(
+        "torch's",
+        lambda: concatenate(parts, out_dtype=dtype),
+        lambda: torch.cat([F.embedding_bag(part.numbers[0], part.x, part.numbers[1], mode="sum") for part in parts], dim=1),
+        work,
+        "GB/s",
+        close(dtype),
+    )
+
+
 def activation_case(dtype: torch.dtype, post_op: str, rows: int, columns: int) -> Case:
     x = random(dtype, rows, columns)
     theirs = {"gelu_erf": F.gelu, "silu": F.silu, "tanh": torch.tanh}[post_op]
@@ -260,7 +308,7 @@ FAMILIES = {
         attention_case,
         [
             (1, 12, 128, 64, False), (8, 12, 128, 64, False), (4, 12, 384, 64, False), (8, 12, 197, 64, False),
-            (1, 32, 512, 128, True), (1, 32, 2048, 128, True),
+            (1, 32, 512, 128, True), (1, 32, 2048, 128, True), (4, 32, 2048, 128, False),
         ],
     ),
     "batched_matmul": Family(  # batch, rows, inner, columns, turned: DeBERTa's, DLRM's, BERT's, Swin's, and large ones
@@ -271,6 +319,13 @@ FAMILIES = {
         ],
     ),
     "norm": Family(norm_case, [(kind, 1024, columns) for kind in ("layer", "rms") for columns in (256, 768, 2048, 8192)]),
+    "group_norm": Family(group_norm_case, [(1, 320, 64), (1, 640, 32), (4, 64, 56)]),  # batch, channels, size
+    "max_pool": Family(max_pool_case, [(4, 64, 112, 3, 2), (1, 256, 20, 5, 1)]),  # ResNet-50's, YOLO's
+    "recurrent": Family(recurrent_case, [(1, 1, 512), (32, 1, 512), (64, 8, 512)]),  # steps, batch, units
+    "concatenate": Family(  # tables, rows, width, rows a bag, batch: DLRM's, with few rows, with small tables, with large bags
+        concatenate_case,
+        [(26, 20_000, 128, 2, 2048), (26, 20_000, 128, 2, 64), (26, 1000, 64, 1, 2048), (4, 300_000, 64, 20, 512)],
+    ),
     "activation": Family(activation_case, [(name, 1024, 3072) for name in ("gelu_erf", "silu", "tanh")]),
     "transpose": Family(transpose_case, [(4, 3, 224), (4, 64, 56), (4, 256, 56), (4, 1024, 14)]),
 }  # fmt: skip

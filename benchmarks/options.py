@@ -22,7 +22,7 @@ EXAMPLES = ("semantic_search", "classify_text", "classify_images")
 DTYPES = contestants.DTYPES
 FAMILIES = (
     "linear", "linear_float32", "linear_int8", "convolution", "convolution_last", "depthwise", "winograd", "attention",
-    "batched_matmul", "norm", "activation", "transpose",
+    "batched_matmul", "norm", "group_norm", "max_pool", "recurrent", "concatenate", "activation", "transpose",
 )  # fmt: skip
 """linear and the keys of kernel_families.FAMILIES, which cannot be imported without torch; a test holds the two together."""
 

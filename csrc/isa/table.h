@@ -4,6 +4,7 @@
 
 #include "../kernels/attention_call.h"
 #include "../kernels/batched_matmul_call.h"
+#include "../kernels/concatenate_call.h"
 #include "../kernels/convolution_call.h"
 #include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
@@ -27,6 +28,7 @@ struct KernelTable {
   void (*pack_matrix)(const MatrixToPack& matrix, void* packed);
   void (*activation)(const void* x, ElementType x_type, void* y, ElementType y_type, int64_t begin, int64_t end, PostOp op);
   void (*gate_rows)(const Rows& x, const Rows& gate, int64_t rows, int64_t columns, void* y, ElementType y_type);
+  bool (*concatenate)(const ConcatenateCall& call, int64_t part, int64_t begin, int64_t end);
   void (*transpose)(const TransposeCall& call, int64_t begin, int64_t end);
   void (*norm)(const NormCall& call, int64_t begin, int64_t end, void* scratch);
   void (*group_moments)(const GroupNormCall& call, int64_t item, int64_t begin, int64_t end, float* moments);

@@ -4,6 +4,7 @@
 #include "post_op.h"
 #include "activation.h"
 #include "gate.h"
+#include "concatenate.h"
 #include "transpose.h"
 #include "norm.h"
 #include "linear_finish.h"
@@ -35,6 +36,7 @@ constexpr KernelTable every_kernel() {
   table.pack_matrix = pack_matrix;
   table.activation = activation;
   table.gate_rows = gate_rows;
+  table.concatenate = concatenate;
   table.transpose = transpose;
   table.norm = norm;
   table.group_moments = group_moments;

@@ -221,10 +221,21 @@ def _image_size(x: torch.Tensor, numbers: list[int], *, ceil: bool = False) -> l
     return size
 
 
+def concatenate(
+    sources: list[torch.Tensor], kinds: list[int], numbers: list[torch.Tensor], bfloat16_out: bool
+) -> torch.Tensor:  # fmt: skip
+    given, columns, rows = iter(numbers), 0, sources[0].shape[0]
+    for source, kind in zip(sources, kinds, strict=True):
+        taken = [next(given) for _ in range((0, 1, 2, 2, 1)[kind])]
+        columns += taken[0].shape[0] if kind == 4 else source.shape[1]
+        rows = source.shape[0] if kind in (0, 4) else taken[-1].shape[0]
+    return sources[0].new_empty(rows, columns, dtype=_dtype(bfloat16_out))
+
+
 FAKES = (
     pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, group_norm, transpose, attention,
     relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
     gated_pointwise,
-    pack_winograd, winograd, recurrent, pooling, batched_matmul,
+    pack_winograd, winograd, recurrent, pooling, batched_matmul, concatenate,
 )  # fmt: skip

@@ -47,6 +47,24 @@ def read_limits(*, proc: Path = Path("/proc/self"), mounts: Path = Path("/sys/fs
     return CgroupLimits(cpus, nodes, min(quotas, default=None))
 
 
+def memory_left(*, proc: Path = Path("/proc/self"), mounts: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes between what each limited group above the process holds and its limit; page cache counts as held."""
+    left: list[int] = []
+    for controllers, group in _memberships(proc / "cgroup"):
+        if not controllers:
+            for folder in _lineage(mounts, group) + _lineage(mounts / "unified", group):
+                left += _memory_left(folder, "memory.max", "memory.current")
+        if "memory" in controllers:
+            for folder in _lineage(mounts / "memory", group):
+                left += _memory_left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return left
+
+
+def _memory_left(folder: Path, limit: str, used: str) -> list[int]:
+    texts = _text(folder / limit) or "", _text(folder / used) or ""
+    return [max(0, int(texts[0]) - int(texts[1]))] if all(text.isdigit() for text in texts) else []
+
+
 def _memberships(path: Path) -> Iterator[tuple[list[str], str]]:
     """(controllers, group) of each line of /proc/self/cgroup; version 2 has no controllers."""
     for line in (_text(path) or "").splitlines():

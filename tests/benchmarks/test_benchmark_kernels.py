@@ -47,6 +47,10 @@ SMALL = {
     "attention": (1, 2, 20, 16, True),
     "batched_matmul": (3, 20, 16, 33, True),
     "norm": ("rms", 5, 48),
+    "group_norm": (2, 64, 5),
+    "max_pool": (2, 16, 9, 3, 2),
+    "recurrent": (3, 2, 24),
+    "concatenate": (3, 20, 24, 2, 7),
     "activation": ("silu", 5, 48),
     "transpose": (2, 16, 8),
 }

@@ -21,6 +21,7 @@ from slipstream.kernels import (
     recurrent,
     transpose,
 )
+from slipstream.kernels import concatenate as features
 from slipstream.kernels.channels_last import convolution_last, depthwise, pooling, winograd
 
 THREADS, CALLS = 4, 10_000
@@ -67,6 +68,9 @@ def sequences():
     x, weight, bias = torch.randn(21, 96), torch.randn(96), torch.randn(96)
     yield lambda: norm.layer_norm(x, weight, bias, 1e-5, residual=x, out_dtype=LOW)
     yield lambda: activation.activation(x, "silu")
+    bags = torch.randint(0, 300, (900,)), torch.arange(0, 900, 3)
+    parts = [features.Part(features.Kind.BAG_SUM, torch.randn(300, 40), bags) for _ in range(3)]
+    yield lambda: features.concatenate(parts, out_dtype=FULL)
     query, key = torch.randn(1, 3, 40, 32), torch.randn(1, 3, 50, 32)
     for dtype in (FULL, LOW):
         yield lambda dtype=dtype: attention.attention(query, key, key, dtype=dtype)

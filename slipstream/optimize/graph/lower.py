@@ -12,6 +12,7 @@ from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.features.fuse_features import fuse_features
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
 from slipstream.optimize.graph.makers.aten import speak_torch
@@ -70,6 +71,7 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
     if not regions:
         keep_order(graph)
     operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse_group_norms(graph) + fuse(graph, dtype)
+    operators += fuse_features(graph, torch.float32 if options.low_memory else dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")
     if not regions:

@@ -21,6 +21,12 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
         ("lstm", "gru", "rnn_tanh", "rnn_relu"),
         ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first"),
     ),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), ("tensors", "dim")),
+    "embedding": ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+    "embedding_bag": (
+        "input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights",
+        "include_last_offset", "padding_idx",
+    ),
     "chunk": ("input", "chunks", "dim"),
     "pow": ("input", "exponent"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
