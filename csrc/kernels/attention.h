@@ -122,7 +122,7 @@ SLIPSTREAM_INLINE void score_panel(const BlockOfX<step>& q, const uint8_t* k, in
     const float unbounded = __builtin_inff();
     return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded);
   }
-  Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores);
+  Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores, false);
 }
 
 template <Step step>
@@ -163,7 +163,7 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
       float* total = b.sums + panel * rows * kPanelColumns;
       ahead.some();
       Strips<step>::of[rows - 1](p + skipped * depth, b.p_stride, v + panel * all_steps * kStepBytes, 0, value_steps,
-                                 first ? total : sums);
+                                 first ? total : sums, false);
       if (first) continue;
       for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) {
         store(total + i, load(total + i) * shrink[i / kPanelColumns] + load(sums + i));

@@ -164,22 +164,23 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
   }
 }
 
+// With `onto`, added to what `out` holds.
 template <Step step, int rows, int panels>
 void strip(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes, int64_t steps,
-           float* out) {
+           float* out, bool onto) {
   for (int64_t column = 0; column < kPanelColumns; column += kStripColumns) {
     int64_t done = 0;
     do {
       const int64_t part = steps - done < kMostSteps<step> ? steps - done : kMostSteps<step>;
       strip_part<step, rows, panels>(x + done * StepOf<step>::depth, x_stride, w + column * kColumnBytes + done * kStepBytes,
-                                     panel_bytes, part, out + column, done == 0);
+                                     panel_bytes, part, out + column, done == 0 && !onto);
       done += part;
     } while (done < steps);
   }
 }
 
 template <Step step>
-using Strip = void (*)(const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t, float*);
+using Strip = void (*)(const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t, float*, bool);
 
 template <Step step, int... rows>
 struct StripTable {
@@ -242,8 +243,37 @@ int64_t block_rows_of(int64_t k, int64_t rows) {
   return round_up((rows + blocks - 1) / blocks, kRowsOf<step>);
 }
 
+// Of long rows so few fit into the second-level cache that weights would stream past them faster than memory gives them: 12 rows
+// of depth 5632 in float32 ask for 20 GB/s a core. So many steps of many more rows are multiplied at once then, and the sums wait
+// in memory, of which they ask 24 bytes for each thousand steps. The order of sums stays what it is.
+constexpr int64_t kStepsAtOnce = 2 * kStepsPerSum;
+constexpr int64_t kWaitingSums = 256 * 1024;  // floats
+
+// How a part is cut: `deep`, else by whole rows; a block's rows, and how many panels' sums wait.
+struct DeepPlan {
+  bool deep;
+  int64_t rows, panels, x_stride, x_bytes;
+};
+
+template <Step step>
+DeepPlan deep_plan(const LinearCall& call, const LinearPart& part) {
+  constexpr int64_t depth = StepOf<step>::depth;
+  const int64_t rows = part.m_end - part.m_begin, panels = part.panel_end - part.panel_begin;
+  DeepPlan plan{};
+  plan.deep = call.k > kStepsAtOnce * depth && rows > block_rows_of<step>(call.k, rows);
+  plan.rows = block_rows_of<step>(kStepsAtOnce * depth, rows);
+  plan.panels = kWaitingSums / (plan.rows * kPanelColumns);
+  if (plan.panels > panels) plan.panels = panels;
+  if (plan.panels < 1) plan.panels = 1;
+  plan.x_stride = x_stride_of<step>(kStepsAtOnce * depth);
+  plan.x_bytes = round_up(plan.rows * plan.x_stride * static_cast<int64_t>(sizeof(typename StepOf<step>::X)), 64);
+  return plan;
+}
+
 template <Step step>
 size_t vector_scratch(const LinearCall& call, const LinearPart& part) {
+  const DeepPlan deep = deep_plan<step>(call, part);
+  if (deep.deep) return static_cast<size_t>(deep.x_bytes + deep.panels * deep.rows * kPanelColumns * 4) + 64;
   const int64_t rows = block_rows_of<step>(call.k, part.m_end - part.m_begin);
   return static_cast<size_t>(rows * x_stride_of<step>(call.k)) * sizeof(typename StepOf<step>::X) + 64;
 }
@@ -292,7 +322,7 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
     if (rows <= kFewRows) {
       const int together = panels_together(static_cast<int>(rows));
       for (; first + together <= part.panel_end; first += together) {
-        kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums);
+        kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums, false);
         for (int p = 0; p < together; ++p) finish(sums + p * rows * kPanelColumns, m, 0, rows, first + p);
       }
     }
@@ -304,7 +334,7 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
       const auto* at = x.rows + begin * x.stride;
       const uint8_t* w = weights + panel * panel_bytes;
       if (into(at, x.stride, w, steps, m + begin, end - begin, panel)) continue;
-      Strips<step>::of[end - begin - 1](at, x.stride, w, panel_bytes, steps, sums);
+      Strips<step>::of[end - begin - 1](at, x.stride, w, panel_bytes, steps, sums, false);
       finish(sums, m, begin, end - begin, panel);
     }
   }
@@ -400,10 +430,58 @@ void panel_into(const LinearCall& call, const typename StepOf<step>::X* x, int64
   }
 }
 
+// `count` steps of the product of a block's rows and some panels, from `done` on: to `sums` [panel][row][32], or onto them.
+template <Step step>
+void multiply_deep(const LinearPart& block, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* weights,
+                   int64_t panel_bytes, int64_t done, int64_t count, float* sums) {
+  const int64_t rows = block.m_end - block.m_begin, strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>;
+  for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel, sums += rows * kPanelColumns) {
+    const uint8_t* w = weights + panel * panel_bytes + done * kStepBytes;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t begin = rows * s / strips, end = rows * (s + 1) / strips;
+      Strips<step>::of[end - begin - 1](x + begin * x_stride, x_stride, w, panel_bytes, count, sums + begin * kPanelColumns,
+                                        done > 0);
+    }
+  }
+}
+
+template <Step step>
+void deep_linear(const LinearCall& call, const LinearPart& part, const DeepPlan& plan, int64_t panel_bytes, void* scratch) {
+  using X = typename StepOf<step>::X;
+  constexpr int64_t depth = StepOf<step>::depth;
+  X* x = static_cast<X*>(scratch);
+  float* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + plan.x_bytes);
+  const int64_t steps = (call.k + depth - 1) / depth, element = call.x.type == ElementType::float32 ? 4 : 2;
+  LinearPart block;
+  for (block.m_begin = part.m_begin; block.m_begin < part.m_end; block.m_begin = block.m_end) {
+    block.m_end = part.m_end - block.m_begin < plan.rows ? part.m_end : block.m_begin + plan.rows;
+    const int64_t rows = block.m_end - block.m_begin;
+    for (block.panel_begin = part.panel_begin; block.panel_begin < part.panel_end; block.panel_begin = block.panel_end) {
+      const int64_t left = part.panel_end - block.panel_begin;
+      block.panel_end = block.panel_begin + (left < plan.panels ? left : plan.panels);
+      for (int64_t done = 0; done < steps; done += kStepsAtOnce) {
+        LinearCall piece = call;
+        piece.x.data = static_cast<const char*>(call.x.data) + done * depth * element;
+        const bool last = steps - done <= kStepsAtOnce;
+        piece.k = last ? call.k - done * depth : kStepsAtOnce * depth;
+        gather_rows(piece, block.m_begin, rows, x, plan.x_stride);
+        multiply_deep<step>(block, x, plan.x_stride, static_cast<const uint8_t*>(call.weight), panel_bytes, done,
+                            last ? steps - done : kStepsAtOnce, sums);
+      }
+      for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+        const float* of_panel = sums + (panel - block.panel_begin) * rows * kPanelColumns;
+        finish_tile(call, of_panel, kPanelColumns, block.m_begin, rows, panel * kPanelColumns);
+      }
+    }
+  }
+}
+
 template <Step step>
 void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch) {
   using X = typename StepOf<step>::X;
   const int64_t panel_bytes = panel_size(call.weight_type, call.k) * (call.weight_type == ElementType::float32 ? 4 : 2);
+  const DeepPlan deep = deep_plan<step>(call, part);
+  if (deep.deep) return deep_linear<step>(call, part, deep, panel_bytes, scratch);
   const bool in_place = reads_in_place<step>(call, part);
   const int64_t x_bytes = call.x.stride * static_cast<int64_t>(sizeof(X));
   const bool far = (part.m_end - part.m_begin) * x_bytes > kBlockBytes;

@@ -201,7 +201,7 @@ void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = tiles * s / strips, end = tiles * (s + 1) / strips;
       Strips<step>::of[end - begin - 1](input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps,
-                                        sums + point * block.sums_point + begin * kPanelColumns);
+                                        sums + point * block.sums_point + begin * kPanelColumns, false);
     }
   }
 }

@@ -185,6 +185,25 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(level):
             assert torch.equal(L.linear(x[:rows], packed), together[:rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n, post_op", [(101, 1500, 70, "none"), (120, 2501, 33, "gelu_erf"), (61, 4096, 40, "relu")])
+def test_a_deep_product_is_that_of_its_rows(level, dtype, m, k, n, post_op):
+    """So deep that few rows fit into a cache: many are multiplied piece by piece of the depth, in the same order of sums."""
+    torch.manual_seed(0)
+    x, weight, bias, residual = torch.randn(m, k), torch.randn(n, k) / k**0.5, torch.randn(n), torch.randn(m, n)
+    packed = L.pack(weight, dtype=dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        y = L.linear(x, packed, bias, post_op=post_op, residual=residual)
+        rows = [L.linear(x[r : r + 1], packed, bias, post_op=post_op, residual=residual[r : r + 1]) for r in (0, m // 2, m - 1)]
+    finally:
+        torch.set_num_threads(before)
+    expected = oracle(x, weight.to(dtype), bias, level, post_op=post_op, residual=residual)
+    assert relative_error(y, expected) <= (1e-6 if dtype is torch.float32 else 2e-3)
+    check_same_bits(level, torch.cat(rows), y[[0, m // 2, m - 1]])
+
+
 def test_concurrent_calls_give_the_same_bits(level):
     torch.manual_seed(4)
     calls = 40 if level == native.EMULATED else 2500
