@@ -13,7 +13,10 @@ namespace {
 constexpr int64_t kWorthAThread = 50'000;
 
 // Rows of the result that one thread writes of one part.
-constexpr int64_t kRowsOfABlock = 256;
+constexpr int64_t kRowsOfABlock = 64;
+
+// So much of tables the second level of a core's page tables' cache knows, beside the result: 3072 pages of 4 KiB, or 2048.
+constexpr int64_t kPagesKnown = 6 << 20;
 
 Numbers numbers_of(const Tensor& tensor, const char* argument) {
   const ScalarType type = tensor.scalar_type();
@@ -26,7 +29,7 @@ Numbers numbers_of(const Tensor& tensor, const char* argument) {
 struct Parts {
   std::vector<ConcatenatedPart> all;
   std::vector<Tensor> holders;
-  int64_t rows = -1, columns = 0, bytes_of_a_row = 0;
+  int64_t rows = -1, columns = 0, bytes_of_a_row = 0, bytes_of_tables = 0;
 };
 
 void check_rows(Parts& parts, int64_t rows) {
@@ -70,6 +73,9 @@ void add_part(Parts& parts, const Tensor& source, PartKind kind, const std::vect
   check_rows(parts, rows);
   parts.bytes_of_a_row += part.columns * (read + 1) * element_size(part.x.type);
   parts.columns += part.columns;
+  if (kind != PartKind::rows && kind != PartKind::picked) {
+    parts.bytes_of_tables += part.x_rows * part.columns * element_size(part.x.type);
+  }
   parts.all.push_back(part);
 }
 
@@ -94,12 +100,15 @@ Tensor concatenate(const std::vector<Tensor>& sources, const std::vector<int64_t
   call.y = y.data_ptr();
   const auto kernel = table().concatenate;
   std::atomic<bool> good{true};
-  // all blocks of one part, then of the next: a thread reads few tables
+  // Of small tables all parts of one block of rows, which are written whole; of large ones all blocks of one part, so that a
+  // thread reads few tables.
+  const bool by_rows = parts.bytes_of_tables <= kPagesKnown;
   const int64_t blocks = (call.rows + kRowsOfABlock - 1) / kRowsOfABlock, unit = parts.bytes_of_a_row * kRowsOfABlock / call.count;
   shared_for(call.count * blocks, unit, kWorthAThread, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % blocks * kRowsOfABlock, next = first + kRowsOfABlock;
-      if (!kernel(call, task / blocks, first, next < call.rows ? next : call.rows)) good.store(false, std::memory_order_relaxed);
+      const int64_t part = by_rows ? task % call.count : task / blocks, block = by_rows ? task / call.count : task % blocks;
+      const int64_t first = block * kRowsOfABlock, next = first + kRowsOfABlock;
+      if (!kernel(call, part, first, next < call.rows ? next : call.rows)) good.store(false, std::memory_order_relaxed);
     }
   });
   STD_TORCH_CHECK(good.load(), "numbers: an index or an offset is out of range");

@@ -9,10 +9,10 @@ inline void activation(const void* x, ElementType x_type, void* y, ElementType y
   with_post_op(op, [&](auto tag) {
     int64_t i = begin;
     for (; i + kWidth <= end; i += kWidth) {
-      store_element(y, y_type, i, kWidth, post_op<decltype(tag)::value>(load_element(x, x_type, i)));
+      store_element(y, y_type, i, kWidth, post_op_into<decltype(tag)::value>(y_type, load_element(x, x_type, i)));
     }
     if (i < end) {
-      store_element(y, y_type, i, end - i, post_op<decltype(tag)::value>(load_element_partly(x, x_type, i, end - i)));
+      store_element(y, y_type, i, end - i, post_op_into<decltype(tag)::value>(y_type, load_element_partly(x, x_type, i, end - i)));
     }
   });
 }

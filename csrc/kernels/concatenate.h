@@ -40,6 +40,10 @@ void add_rows(const ConcatenatedPart& part, int64_t begin, int64_t end, float sc
   for (; c + kBagRegisters * kWidth <= part.columns; c += kBagRegisters * kWidth) {
     add_up<X, kBagRegisters, true>(part, begin, end, c, kWidth, scale, y, y_type, to);
   }
+  if (c + 4 * kWidth <= part.columns) {
+    add_up<X, 4, true>(part, begin, end, c, kWidth, scale, y, y_type, to);
+    c += 4 * kWidth;
+  }
   for (; c + kWidth <= part.columns; c += kWidth) add_up<X, 1, true>(part, begin, end, c, kWidth, scale, y, y_type, to);
   if (c < part.columns) add_up<X, 1, false>(part, begin, end, c, part.columns - c, scale, y, y_type, to);
 }

@@ -5,18 +5,6 @@
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
-// A result that is rounded to bfloat16 needs no more of an activation than that keeps.
-template <PostOp op>
-SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {
-  if constexpr (op == PostOp::gelu_erf) {
-    if (type == ElementType::bfloat16) return gelu_erf_for_bf16(v);
-  }
-  if constexpr (op == PostOp::silu) {
-    if (type == ElementType::bfloat16) return silu_for_bf16(v);
-  }
-  return post_op<op>(v);
-}
-
 // One register of one row. `count` is kWidth except at the right edge of y.
 template <PostOp op, bool residual_first>
 SLIPSTREAM_INLINE void finish_vector(const LinearCall& call, Vec sum, int64_t row, int64_t column, int64_t count) {

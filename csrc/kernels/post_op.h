@@ -19,6 +19,18 @@ SLIPSTREAM_INLINE Vec post_op(Vec v) {
   return v;
 }
 
+// A result that is rounded to bfloat16 needs no more of an activation than that keeps.
+template <PostOp op>
+SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {
+  if constexpr (op == PostOp::gelu_erf) {
+    if (type == ElementType::bfloat16) return gelu_erf_for_bf16(v);
+  }
+  if constexpr (op == PostOp::silu) {
+    if (type == ElementType::bfloat16) return silu_for_bf16(v);
+  }
+  return post_op<op>(v);
+}
+
 // The elements [row, column ...] of a float32 or bfloat16 matrix as floats.
 SLIPSTREAM_INLINE Vec load_element(const void* data, ElementType type, int64_t index) {
   return type == ElementType::float32 ? load(static_cast<const float*>(data) + index)

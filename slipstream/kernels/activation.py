@@ -2,6 +2,7 @@
 """Elementwise activations: post-ops by themselves, natively or by their plain-torch twin.
 
 Error at most 4e-7 absolute in float32 (GELU: Abramowitz-Stegun 7.1.26; tanh: continued fraction; exp: Cody-Waite reduction).
+Into bfloat16 GELU is within 1.4e-4 (a polynomial, zero below -4) and SiLU within 7e-5 of itself, as behind linears.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def test_equals_the_twin(level, shape, post_op, dtype, out_dtype, seed):
     tolerance = 2**-8 if out_dtype is torch.bfloat16 else 1e-6
     assert y.dtype is out_dtype
     bound = 1.5e-6 if level == "plain" else 4e-7  # torch's own float32 gelu is off by more than a millionth
+    if post_op == "gelu_erf" and out_dtype is torch.bfloat16:
+        bound = 1.4e-4
     torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=bound)
 
 
