@@ -22,6 +22,7 @@ from benchmarks.contest.worker_process import WorkerFailed, WorkerProcess
 from benchmarks.options import ZooOptions
 
 REST_S = 0.3  # another runtime's threads may go on spinning for 200 ms after its turn
+MOST_HELD_MB = 1000.0  # torch.compile keeps weights that it froze, model after model, until ten processes fill the machine
 LOAD_TIMEOUT_S = 600.0  # torch.compile takes tens of seconds, minutes on a busy machine
 Row = dict[str, Any]
 
@@ -49,15 +50,19 @@ def run(options: ZooOptions) -> int:
     return int(any(row["contestant"].startswith("ours") and "failure" in row for row in report["rows"]))
 
 
+def started_worker(mode: str, options: ZooOptions) -> WorkerProcess:
+    who = ALL[mode]
+    start = command(who, options.interpreters, options.threads)
+    return WorkerProcess(start, environment(who, os.environ, options.threads))
+
+
 @contextmanager
 def started_workers(options: ZooOptions) -> Iterator[dict[str, WorkerProcess]]:
-    """One process a contestant, alive through the whole sitting and stopped at its end."""
+    """One process a contestant, alive until the sitting's end, or until it holds too much of what it has unloaded."""
     workers: dict[str, WorkerProcess] = {}
     try:
         for mode in options.modes:
-            who = ALL[mode]
-            start = command(who, options.interpreters, options.threads)
-            workers[mode] = WorkerProcess(start, environment(who, os.environ, options.threads))
+            workers[mode] = started_worker(mode, options)
         yield workers
     finally:
         for worker in workers.values():
@@ -84,11 +89,14 @@ def measure_model(model: str, workers: dict[str, WorkerProcess], options: ZooOpt
             except WorkerFailed as error:
                 row["failure"] = str(error)
     flop = counted(model, workers[BASE]) if BASE in workers else None
-    for worker in workers.values():
+    for mode, worker in workers.items():
         try:
-            worker.ask({"do": "unload"}, timeout_s=60)
+            holds_mb = worker.ask({"do": "unload"}, timeout_s=60)["holds_mb"]
         except WorkerFailed:
             continue  # it is dead, and its row says why
+        if holds_mb > MOST_HELD_MB:
+            worker.stop()
+            workers[mode] = started_worker(mode, options)
     for row in rows.values():
         summarize(row, rows[BASE])
     for row in rows.values():

@@ -7,7 +7,7 @@
     {"do": "time", "seconds": 1.0, "at_least": 3}    -> {"ms": [3.1, 3.0, …]}
     {"do": "reference", "model": "bert", "save": …}  -> {}                  plain eager float32 of this interpreter
     {"do": "count", "model": "bert"}                 -> {"flop": 1e11}      of matrix products, convolutions and attention
-    {"do": "unload"}                                 -> {}
+    {"do": "unload"}                                 -> {"holds_mb": 410}   what the process still takes then
     {"do": "quit"}
 
 Any failure comes back as {"error": "…"} and the process stays. It imports nothing of slipstream: where the codeless
@@ -16,6 +16,7 @@ engine is on, it came by the environment.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -90,7 +91,7 @@ class Worker:
     def unload(self) -> dict[str, Any]:
         self.run = None
         gc.collect()
-        return {}
+        return {"holds_mb": held_bytes() / 1e6}
 
     @staticmethod
     def _save(output: Any, path: str) -> None:
@@ -99,6 +100,15 @@ class Worker:
         from benchmarks.contest import preparations
 
         numpy.save(path, preparations.first_tensor(output).detach().float().numpy())
+
+
+def held_bytes() -> int:
+    """This process's memory, what was freed having been given back to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

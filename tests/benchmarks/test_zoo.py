@@ -16,6 +16,10 @@ class ScriptedWorker:
 
     def __init__(self, name, asked, *, ms, output, fails_at=None):
         self.name, self.asked, self.ms, self.output, self.fails_at = name, asked, ms, output, fails_at
+        self.holds_mb = 400.0
+
+    def stop(self):
+        self.asked.append(("stop", self.name))
 
     def ask(self, request, *, timeout_s):
         self.asked.append((request["do"], self.name))
@@ -26,6 +30,8 @@ class ScriptedWorker:
             return {"setup_s": 2.0, "calls_s": [self.ms / 1e3] * 2 if self.name == "eager-float32" else [0.3, 0.05, 0.025]}
         if request["do"] == "count":
             return {"flop": 1e9}
+        if request["do"] == "unload":
+            return {"holds_mb": self.holds_mb}
         if request["do"] == "reference":
             np.save(request["save"], np.array([1.0, -4.0]))
         return {"ms": [self.ms] * 3} if request["do"] == "time" else {}
@@ -36,7 +42,7 @@ def sitting(monkeypatch):
     monkeypatch.setattr(zoo, "REST_S", 0)
     options = ZooOptions(models=("bert",), modes=MODES, rounds=2, seconds=0.1, threads=1)
 
-    def run(**fails_at):
+    def run(hold_mb=(), **fails_at):
         asked = []
         made = {
             "eager-float32": (100.0, [1.0, -4.0]),
@@ -47,6 +53,9 @@ def sitting(monkeypatch):
             name: ScriptedWorker(name, asked, ms=ms, output=np.array(output), fails_at=fails_at.get(name.split("-")[0]))
             for name, (ms, output) in made.items()
         }
+        for name, holds_mb in hold_mb:
+            workers[name].holds_mb = holds_mb
+        monkeypatch.setattr(zoo, "started_worker", lambda mode, given: asked.append(("start", mode)))
         rows = zoo.measure_model("bert", workers, options, lambda what: None)
         return {row["contestant"]: row for row in rows}, asked
 
@@ -56,6 +65,11 @@ def sitting(monkeypatch):
 def test_contestants_are_timed_in_turn(sitting):
     _, asked = sitting()
     assert [name for act, name in asked if act == "time"] == [*MODES, *MODES]
+
+
+def test_who_holds_much_of_what_it_unloaded_is_started_anew(sitting):
+    _, asked = sitting(hold_mb=[("ipex-bfloat16", 1400.0)])
+    assert [each for each in asked if each[0] in ("stop", "start")] == [("stop", "ipex-bfloat16"), ("start", "ipex-bfloat16")]
 
 
 def test_each_interpreter_makes_its_own_reference_and_ours_never_does(sitting):
