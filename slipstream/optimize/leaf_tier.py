@@ -35,6 +35,8 @@ from slipstream.optimize.pieces.multihead import MultiheadPiece
 from slipstream.optimize.pieces.norm import CLASSES as NORMS
 from slipstream.optimize.pieces.norm import NormPiece
 from slipstream.optimize.pieces.recurrent import RecurrentPiece
+from slipstream.optimize.pieces.recurrent_cell import KINDS as CELLS
+from slipstream.optimize.pieces.recurrent_cell import RecurrentCellPiece
 from slipstream.optimize.pieces.sequential import NORM_AFTER, SequentialPiece
 
 SLOT = "_compiled_call_impl"
@@ -50,6 +52,7 @@ PIECES: dict[type[nn.Module], type[Any]] = {
     nn.LSTM: LstmPiece,
     nn.GRU: RecurrentPiece,
     nn.RNN: RecurrentPiece,
+    **dict.fromkeys(CELLS, RecurrentCellPiece),
     nn.MultiheadAttention: MultiheadPiece,
     nn.TransformerEncoderLayer: EncoderLayerPiece,
     nn.Sequential: SequentialPiece,

@@ -201,6 +201,16 @@ def test_other_bags_stay_torchs(at_once, change):
     assert error(answer(model, inputs), expected) <= LIMIT["float32"]
 
 
+def test_an_empty_batch_has_an_empty_answer():
+    none, table = torch.zeros(0, dtype=torch.long), torch.randn(7, 8)
+    bags = Concatenation(torch.float32, torch.float32, [Kind.ROWS, Kind.BAG_SUM], stacked=True)
+    assert bags(torch.zeros(0, 8), none, none, table).shape == (0, 2, 8)
+    flat = Concatenation(torch.float32, torch.float32, [Kind.EMBEDDING, Kind.ROWS], stacked=False)
+    assert flat(none.view(0, 3), torch.zeros(0, 3, 5), table).shape == (0, 3, 13)
+    picked = Concatenation(torch.float32, torch.float32, [Kind.PICKED], stacked=False)
+    assert picked(torch.zeros(0, 3, 4), torch.tensor([1, 11], dtype=torch.int32)).shape == (0, 2)
+
+
 def test_column_numbers_are_torchs_own():
     x = torch.randn(2, 3, 4, 5)
     indices = [torch.tensor([0, -1, 2]), torch.tensor([3, -4, 1]), torch.tensor([-5, 4, 0])]

@@ -67,8 +67,8 @@ class Concatenation(PackedOperator):
         parts, leading = self._parts(tables, values)
         y = kernel.concatenate(parts, out_dtype=self.out)
         if self.stacked:
-            return y.view(*leading, len(parts), -1)
-        return y if len(leading) == 1 else y.view(*leading, -1)
+            return y.view(*leading, len(parts), y.shape[1] // len(parts))
+        return y if len(leading) == 1 else y.view(*leading, y.shape[1])
 
     def _parts(self, tables: Sequence[Any], values: Sequence[Any]) -> tuple[list[Part], torch.Size]:
         given, looked_up = iter(values), iter(tables)
@@ -80,11 +80,11 @@ class Concatenation(PackedOperator):
             if leading is None:
                 leading = x.shape[:1] if kind is Kind.PICKED else x.shape[:-1] if kind is Kind.ROWS else numbers[-1].shape
             if kind is Kind.PICKED:
-                x = x.reshape(x.shape[0], -1)
+                x = x.flatten(1)
             elif kind is Kind.ROWS:
-                x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+                x = x if x.dim() == 2 else x.flatten(0, -2)
             elif kind is Kind.EMBEDDING and numbers[0].dim() != 1:
-                numbers = (numbers[0].reshape(-1),)
+                numbers = (numbers[0].flatten(),)
             parts.append(Part(kind, x, numbers))
         assert leading is not None  # there is a part
         return parts, leading
