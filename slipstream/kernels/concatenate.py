@@ -69,14 +69,22 @@ def concatenate(parts: Sequence[Part], *, out_dtype: torch.dtype) -> torch.Tenso
 
 
 def plain_concatenate(parts: Sequence[Part], *, out_dtype: torch.dtype) -> torch.Tensor:
-    """The twin: one operation of torch's for each part, which raises for numbers that are out of range."""
+    """The twin: torch's operations for each part, which raise for numbers that are out of range."""
     return torch.cat([_PLAIN[part.kind](part.x, *part.numbers).to(out_dtype) for part in parts], dim=1)
+
+
+def _plain_bags(mode: str) -> Callable[..., torch.Tensor]:
+    def sums(x: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(index, x).float()  # of bfloat16 rows torch's bags would round the sum
+        return F.embedding_bag(torch.arange(len(rows), dtype=offsets.dtype), rows, offsets, mode=mode)
+
+    return sums
 
 
 _PLAIN: dict[Kind, Callable[..., torch.Tensor]] = {
     Kind.ROWS: lambda x: x,
     Kind.EMBEDDING: lambda x, index: F.embedding(index, x),
-    Kind.BAG_SUM: lambda x, index, offsets: F.embedding_bag(index, x, offsets, mode="sum"),
-    Kind.BAG_MEAN: lambda x, index, offsets: F.embedding_bag(index, x, offsets, mode="mean"),
+    Kind.BAG_SUM: _plain_bags("sum"),
+    Kind.BAG_MEAN: _plain_bags("mean"),
     Kind.PICKED: lambda x, index: x.index_select(1, index),
 }
