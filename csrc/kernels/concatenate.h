@@ -57,12 +57,13 @@ SLIPSTREAM_INLINE void copy_row(const void* x, ElementType x_type, int64_t from,
   }
 }
 
-// Whether all places are in the index, and all that it says in the table.
-SLIPSTREAM_INLINE bool are_inside(const ConcatenatedPart& part, int64_t begin, int64_t end) {
+// Whether all places are in the index, and all that it says in the table. Rows of places that come later are asked for.
+SLIPSTREAM_INLINE bool check_and_fetch(const ConcatenatedPart& part, int64_t row_bytes, int64_t begin, int64_t end) {
   bool inside = begin >= 0 && begin <= end && end <= part.index.count;
   if (!inside) return false;
   for (int64_t place = begin; place < end; ++place) {
     inside &= static_cast<uint64_t>(part.index[place]) < static_cast<uint64_t>(part.x_rows);
+    fetch_row(part, row_bytes, place + kRowsAhead);
   }
   return inside;
 }
@@ -73,8 +74,7 @@ inline bool look_up(const ConcatenatedPart& part, int64_t begin, int64_t end, co
   for (int64_t r = begin; r < end; ++r) {
     const int64_t from = is_bag ? part.offsets[r] : r;
     const int64_t until = !is_bag ? r + 1 : r + 1 < part.offsets.count ? part.offsets[r + 1] : part.index.count;
-    if (!are_inside(part, from, until)) return false;
-    for (int64_t place = from; place < until; ++place) fetch_row(part, row_bytes, place + kRowsAhead);
+    if (!check_and_fetch(part, row_bytes, from, until)) return false;
     const bool divides = part.kind == PartKind::bag_mean && until - from > 1;
     const float scale = divides ? 1.f / static_cast<float>(until - from) : 1.f;
     const int64_t to = r * call.stride + part.column;

@@ -261,6 +261,7 @@ DeepPlan deep_plan(const LinearCall& call, const LinearPart& part) {
   const int64_t rows = part.m_end - part.m_begin, panels = part.panel_end - part.panel_begin;
   DeepPlan plan{};
   plan.deep = call.k > kStepsAtOnce * depth && rows > block_rows_of<step>(call.k, rows);
+  if (!plan.deep) return plan;
   plan.rows = block_rows_of<step>(kStepsAtOnce * depth, rows);
   plan.panels = kWaitingSums / (plan.rows * kPanelColumns);
   if (plan.panels > panels) plan.panels = panels;

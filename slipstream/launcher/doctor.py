@@ -25,6 +25,7 @@ from slipstream import env
 from slipstream.errors import UsageError
 from slipstream.launcher import environment, preload
 from slipstream.runtime import cache_folder, cgroup, choice_file, isa, memory_policy, topology
+from slipstream.runtime.available_memory import read_sizes
 from slipstream.runtime.cpu_list import format_cpu_list
 from slipstream.runtime.topology import Topology
 
@@ -276,13 +277,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _sizes(path: str) -> dict[str, int]:
-    """The sizes in a meminfo file, in MB: ``[Node 0] MemFree:  3297224 kB``."""
-    sizes = {}
-    for line in (_text(path) or "").splitlines():
-        words = line.split()
-        if len(words) >= 3 and words[-1] == "kB" and words[-2].isdigit():
-            sizes[words[-3].rstrip(":")] = int(words[-2]) // 1024
-    return sizes
+    """The sizes in a meminfo file, in MB."""
+    return {name: size >> 20 for name, size in read_sizes(Path(path)).items()}
 
 
 def _selected(path: str) -> str | None:

@@ -10,15 +10,17 @@ from slipstream.runtime import cgroup
 
 def available_bytes(*, proc: Path = Path("/proc"), mounts: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What can be taken without swapping, as the kernel estimates it, or less, as the tightest limit has it; None: unknown."""
-    sizes = [*_of_machine(proc / "meminfo"), *cgroup.memory_left(proc=proc / "self", mounts=mounts)]
-    return min(sizes, default=None)
+    machine = read_sizes(proc / "meminfo").get("MemAvailable")
+    sizes = cgroup.memory_left(proc=proc / "self", mounts=mounts)
+    return min(sizes if machine is None else [machine, *sizes], default=None)
 
 
-def _of_machine(path: Path) -> list[int]:
-    """[MemAvailable] of /proc/meminfo: ``MemAvailable:   23592540 kB``."""
+def read_sizes(path: Path) -> dict[str, int]:
+    """The sizes in a meminfo file, in bytes: ``[Node 0] MemFree:  3297224 kB``; none where it cannot be read."""
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
-    fields = (line.split() for line in lines if line.startswith("MemAvailable:"))
-    return [int(words[1]) * 1024 for words in fields if len(words) == 3 and words[1].isdigit()]
+        return {}
+    lines = (line.split() for line in text.splitlines())
+    sized = (words for words in lines if len(words) >= 3 and words[-1] == "kB" and words[-2].isdigit())
+    return {words[-3].rstrip(":"): int(words[-2]) * 1024 for words in sized}

@@ -59,18 +59,26 @@ class RecurrentPiece(Piece):
             return None
         if x.size(-1) != module.input_size:
             return None
-        states = () if hx is None else hx if self.cell == "lstm" else (hx,)
-        if not isinstance(states, tuple) or (hx is not None and len(states) != (2 if self.cell == "lstm" else 1)):
-            return None
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(0 if module.batch_first else 1)
-        for state, width in zip(states, (module.proj_size or module.hidden_size, module.hidden_size), strict=False):
-            if not gates.tensor_is_plain(state) or state.dtype != x.dtype:
-                return None
-            if state.shape != (module.num_layers * self.directions, batch, width):
-                return None
+        outer = module.num_layers * self.directions, batch
+        states = self._states(x, hx, (*outer, module.proj_size or module.hidden_size), (*outer, module.hidden_size))
+        if states is None:
+            return None
         if packed and given.sorted_indices is not None:
             states = tuple(state.index_select(1, given.sorted_indices) for state in states)
         return (x, *states, *(None,) * (2 - len(states)), batch_sizes)
+
+    def _states(self, x: torch.Tensor, hx: Any, *shapes: tuple[int, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Hidden and, of an LSTM, cell state, () where none is given; None unless plain, of x's dtype and these shapes."""
+        if hx is None:
+            return ()
+        states = hx if self.cell == "lstm" else (hx,)
+        if not isinstance(states, tuple) or len(states) != (2 if self.cell == "lstm" else 1):
+            return None
+        for state, shape in zip(states, shapes, strict=False):
+            if not gates.tensor_is_plain(state) or state.dtype != x.dtype or state.shape != shape:
+                return None
+        return states
 
     def _as_called(self, given: Any, y: Any, *states: torch.Tensor) -> Any:
         if isinstance(given, PackedSequence):

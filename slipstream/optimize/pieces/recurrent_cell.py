@@ -38,14 +38,9 @@ class RecurrentCellPiece(RecurrentPiece):
         """Input and states as torch would take them; None where it has more to say, such as an error."""
         if not gates.tensor_is_plain(given) or given.dim() != 2 or not given.numel() or given.size(1) != module.input_size:
             return None
-        states = () if hx is None else hx if self.cell == "lstm" else (hx,)
-        if not isinstance(states, tuple) or (hx is not None and len(states) != (2 if self.cell == "lstm" else 1)):
+        states = self._states(given, hx, *[(given.size(0), module.hidden_size)] * 2)
+        if states is None:
             return None
-        for state in states:
-            if not gates.tensor_is_plain(state) or state.dtype != given.dtype:
-                return None
-            if state.shape != (given.size(0), module.hidden_size):
-                return None
         return (given, *states, *(None,) * (3 - len(states)))
 
     def _as_called(self, given: Any, y: Any, *states: torch.Tensor) -> Any:

@@ -12,7 +12,7 @@ from torch import fx
 
 from slipstream.kernels.concatenate import Kind
 from slipstream.kernels.operands import DTYPES
-from slipstream.optimize.graph.features.concatenation import LOOKED_UP, Concatenation, column_numbers
+from slipstream.optimize.graph.features.concatenation import Concatenation, column_numbers
 from slipstream.optimize.graph.makers.replacing import are_given, dtype_of, product_for
 from slipstream.optimize.graph.nodes import arguments, name_of, only_user, tensor
 from slipstream.optimize.graph.operators.operator import Operator
@@ -122,7 +122,7 @@ def _replace(graph: fx.Graph, node: fx.Node, parts: list[_Part], product: torch.
             values += part.values
             if part.kind is Kind.PICKED:
                 values.append(_numbers(graph, part))
-        tables = [part.table for part in parts if part.kind in LOOKED_UP]
+        tables = [part.table for part in parts if part.table is not None]
         made = graph.call_function(operator, (*values, *tables))
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
