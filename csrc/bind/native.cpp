@@ -9,8 +9,10 @@
 namespace slipstream {
 namespace {
 
-// "best" or "active" -> its name. torch's stable operators take and return strings by value.
-std::string level(std::string which) { return name_of(which == "best" ? best_level() : active_level()); }
+// "best", "default" or "active" -> its name. torch's stable operators take and return strings by value.
+std::string level(std::string which) {
+  return name_of(which == "best" ? best_level() : which == "default" ? default_level() : active_level());
+}
 
 // False when the name is unknown or the machine cannot run it.
 bool use_level(std::string name) {

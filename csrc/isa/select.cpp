@@ -7,18 +7,19 @@
 namespace slipstream {
 
 const char* name_of(Level level) {
-  static const char* const names[kLevelCount] = {"baseline",    "avx2", "avx512",      "avx512_vnni",
-                                                 "avx512_bf16", "amx",  "amx_emulated"};
+  static const char* const names[kLevelCount] = {
+      "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx", "amx_emulated"};
   return names[static_cast<int>(level)];
 }
 
 namespace {
 
 #if defined(__x86_64__)
-const KernelTable* const tables[kLevelCount] = {&table_baseline,    &table_avx2, &table_avx512,      &table_avx512_vnni,
-                                                &table_avx512_bf16, &table_amx,  &table_amx_emulated};
+const KernelTable* const tables[kLevelCount] = {
+    &table_baseline, &table_avx2, &table_avx512, &table_avx512_vnni, &table_avx512_bf16_widened, &table_avx512_bf16, &table_amx,
+    &table_amx_emulated};
 #else
-const KernelTable* const tables[kLevelCount] = {&table_baseline, nullptr, nullptr, nullptr,
+const KernelTable* const tables[kLevelCount] = {&table_baseline, nullptr, nullptr, nullptr, nullptr,
                                                 nullptr,         nullptr, &table_amx_emulated};
 #endif
 
@@ -30,7 +31,7 @@ bool runs_here(Level level) { return level == Level::amx_emulated || level <= be
 
 Level active_level() {
   const int level = active.load(std::memory_order_relaxed);
-  return level < 0 ? best_level() : static_cast<Level>(level);
+  return level < 0 ? default_level() : static_cast<Level>(level);
 }
 
 bool set_level(Level level) {

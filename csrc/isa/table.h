@@ -55,7 +55,7 @@ struct KernelTable {
   void (*pooling)(const PoolingCall& call, const RowsPart& part);
 };
 
-extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16, table_amx,
-    table_amx_emulated;
+extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16_widened,
+    table_avx512_bf16, table_amx, table_amx_emulated;
 
 }  // namespace slipstream

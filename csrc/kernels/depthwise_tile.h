@@ -70,7 +70,7 @@ SLIPSTREAM_INLINE void store_channels(float* y, Vec a, Vec b) {
   store(y + kWidth, in_order<order, 1>(a, b, Lanes{}));
 }
 
-#ifdef SLIPSTREAM_DOT_BF16
+#ifdef SLIPSTREAM_CONVERT_BF16
 template <Order order, int... lane>
 SLIPSTREAM_INLINE void store_halves(uint16_t* y, VecHH halves, LaneList<lane...>) {
   *reinterpret_cast<VecHHInMemory*>(y) = __builtin_shufflevector(halves, halves, slot_of(order, lane)...);

@@ -9,9 +9,11 @@
 
 #define SLIPSTREAM_LEVEL amx
 #define SLIPSTREAM_WIDTH 16
+#define SLIPSTREAM_CONVERT_BF16
 #define SLIPSTREAM_DOT_BF16
 #define SLIPSTREAM_DOT_INT8
 #include "../simd/vec.h"
+#include "../simd/convert_bf16.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
@@ -19,6 +21,17 @@
 #include "../kernels/amx/every_kernel.h"
 
 namespace slipstream {
-constexpr KernelTable table_amx = amx::every_kernel_with_tiles();
+namespace {
+
+// Processors with tiles multiply faster widened than by dot products (isa/level.h). Where x is rounded to bfloat16 anyway, as in
+// what tiles compute, that is kept for few rows too; a depthwise convolution has no tiles beside it.
+KernelTable every_kernel() {
+  KernelTable table = amx::every_kernel_with_tiles();
+  table.depthwise_last = table_avx512_bf16_widened.depthwise_last;
+  return table;
+}
+
+}  // namespace
+const KernelTable table_amx = every_kernel();
 }  // namespace slipstream
 #endif

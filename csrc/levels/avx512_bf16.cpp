@@ -9,9 +9,11 @@
 
 #define SLIPSTREAM_LEVEL avx512_bf16
 #define SLIPSTREAM_WIDTH 16
+#define SLIPSTREAM_CONVERT_BF16
 #define SLIPSTREAM_DOT_BF16
 #define SLIPSTREAM_DOT_INT8
 #include "../simd/vec.h"
+#include "../simd/convert_bf16.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"

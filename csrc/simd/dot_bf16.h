@@ -18,13 +18,5 @@ SLIPSTREAM_INLINE VecU pair_high(VecU a, VecU b) {
   return reinterpret_cast<VecU>(_mm512_unpackhi_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
 
-typedef uint16_t VecHH __attribute__((vector_size(kWidth * 4)));
-typedef uint16_t VecHHInMemory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
-
-// a rounded to bfloat16, then b.
-SLIPSTREAM_INLINE VecHH halves_of(Vec a, Vec b) {
-  return reinterpret_cast<VecHH>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
-}
-
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

@@ -86,7 +86,7 @@ SLIPSTREAM_INLINE Vec load(const uint16_t* p) {
 
 // Rounds to nearest even; a NaN stays a NaN (its quiet bit is set, so that the cut cannot make it an infinity).
 SLIPSTREAM_INLINE VecH rounded_to_bf16(Vec v) {
-#ifdef SLIPSTREAM_DOT_BF16  // one instruction; it takes denormals as zero, as the products do
+#ifdef SLIPSTREAM_CONVERT_BF16  // one instruction; it takes denormals as zero, as dot products do
   return reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
 #else
   const VecU bits = reinterpret_cast<VecU>(v);

@@ -14,7 +14,7 @@ from slipstream import env
 from slipstream.errors import NativeUnavailable, UsageError
 from slipstream.kernels import fakes
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx")
 """Ascending; each level includes all before it."""
 
 EMULATED = "amx_emulated"
@@ -64,6 +64,11 @@ def require() -> None:
 def best_level() -> str:
     """The highest level of this machine; "none" without the extension."""
     return str(torch.ops.slipstream.level("best")) if available() else "none"
+
+
+def default_level() -> str:
+    """The level that is used where none is asked for (see `slipstream.runtime.isa`); "none" without the extension."""
+    return str(torch.ops.slipstream.level("default")) if available() else "none"
 
 
 def active_level() -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from slipstream import env
 from slipstream.errors import UsageError
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx")
 """Every level, ascending and cumulative: a machine has a level only if it has all those before it."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -25,10 +25,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "avx2": ("avx2", "fma", "f16c"),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"),
     "avx512_vnni": ("avx512_vnni",),
-    "avx512_bf16": ("avx512_bf16",),
+    "avx512_bf16_widened": ("avx512_bf16",),
+    "avx512_bf16": (),
     "amx": ("amx_tile", "amx_bf16", "amx_int8"),
 }
-"""The flags that each level adds to the one before it, as the kernel spells them in `/proc/cpuinfo`."""
+"""The flags that each level adds to the one before it, as the kernel spells them in `/proc/cpuinfo`.
+
+`avx512_bf16` needs no more than `avx512_bf16_widened`: the one multiplies bfloat16 by dot products, the other widens it to
+float32 first, and it depends on the processor which of them is faster (`csrc/isa/level.h`)."""
 
 # asm/prctl.h and asm/unistd_64.h. Tile data is the 18th part of the extended state, 8 KiB a thread: too much
 # to give to every process, so Linux 5.16 and later hand it to those that ask.
@@ -49,33 +53,45 @@ def is_x86_64() -> bool:
     return platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
 
 
+def _told(*names: str) -> str:
+    """What `/proc/cpuinfo` says of the first processor under the first of these names that it has; empty where nothing."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in names and value.strip():
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """The flags of the first processor in `/proc/cpuinfo`; empty off x86-64 or where it cannot be read.
 
     Linux offers user programs only what all processors of a machine share, so one of them speaks for all.
     """
-    if not is_x86_64():
-        return frozenset()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            flags = next((line for line in lines if line.startswith("flags")), "")
-    except OSError:
-        return frozenset()
-    return frozenset(flags.partition(":")[2].split())
+    return frozenset(_told("flags").split()) if is_x86_64() else frozenset()
+
+
+@functools.cache
+def cpu_vendor() -> str:
+    """The first processor's vendor as its kernel tells it, such as `GenuineIntel`; empty where it does not."""
+    return _told("vendor_id")
 
 
 def cpu_model() -> str | None:
     """The first processor's name as its kernel tells it, or None where it does not."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() in {"model name", "Model", "cpu"} and value.strip():
-                    return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or None
+    return _told("model name", "Model", "cpu") or platform.processor() or None
+
+
+def multiplies_faster_widened() -> bool:
+    """Whether products of bfloat16 are faster widened to float32 than by dot products: Intel from Sapphire Rapids on.
+
+    Those are told from Cooper Lake by AVX512_FP16, as the native extension tells them (`csrc/isa/detect.cpp`).
+    """
+    return cpu_vendor() == "GenuineIntel" and "avx512_fp16" in cpu_flags()
 
 
 @functools.cache
@@ -117,7 +133,7 @@ def why_not(level: str) -> str:
 
 
 def chosen_level() -> ChosenLevel:
-    """The level in use: the highest available, or what SLIPSTREAM_ISA asks for.
+    """The level in use: the highest available that is not slower than the one before it, or what SLIPSTREAM_ISA asks for.
 
     Raises UsageError when SLIPSTREAM_ISA is no level or one that this machine does not have.
     """
@@ -126,6 +142,9 @@ def chosen_level() -> ChosenLevel:
     if asked is None:
         above = LEVELS[len(levels) :]
         reason = f"the highest here; {why_not(above[0])}" if above else "the highest there is"
+        if levels[-1] == "avx512_bf16" and multiplies_faster_widened():
+            slow = "this processor multiplies bfloat16 faster widened to float32 than by avx512_bf16's dot products"
+            return ChosenLevel("avx512_bf16_widened", f"{slow}; {why_not(above[0])}")
         return ChosenLevel(levels[-1], reason)
     name = asked.strip().lower()
     if name not in levels:

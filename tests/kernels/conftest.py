@@ -10,7 +10,7 @@ def levels_under_test():
     forced = native.active_level()
     if not native.available():
         return ["plain"]
-    if forced != native.best_level():
+    if forced != native.default_level():
         return [forced]
     return [*native.levels(), native.EMULATED]
 

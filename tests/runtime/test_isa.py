@@ -14,8 +14,9 @@ from slipstream.errors import UsageError
 from slipstream.runtime import isa
 
 EVERY_FLAG = frozenset(itertools.chain.from_iterable(isa.NEEDS.values()))
-SAPPHIRE_RAPIDS = EVERY_FLAG | {"sse2", "avx"}
-ZEN4 = EVERY_FLAG - {"amx_tile", "amx_bf16", "amx_int8"}
+SAPPHIRE_RAPIDS = EVERY_FLAG | {"sse2", "avx", "avx512_fp16"}
+AMX = {"amx_tile", "amx_bf16", "amx_int8"}
+ZEN4 = EVERY_FLAG - AMX
 SKYLAKE_SERVER = ZEN4 - {"avx512_vnni", "avx512_bf16"}
 HASWELL = frozenset({"avx2", "fma", "f16c"})
 
@@ -24,8 +25,9 @@ HASWELL = frozenset({"avx2", "fma", "f16c"})
 def machine(monkeypatch):
     """A function that makes this process believe in a CPU with other flags."""
 
-    def pretend(flags, *, refusal="", x86=True):
+    def pretend(flags, *, refusal="", x86=True, vendor="AuthenticAMD"):
         monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(isa, "cpu_vendor", lambda: vendor)
         monkeypatch.setattr(isa, "amx_refusal", lambda: refusal)
         monkeypatch.setattr(isa, "is_x86_64", lambda: x86)
         monkeypatch.delenv(env.ISA, raising=False)
@@ -56,6 +58,29 @@ def test_levels_end_at_the_first_gap(machine, flags, highest):
     assert isa.chosen_level().level == highest
 
 
+@pytest.mark.parametrize(
+    ("flags", "vendor", "level"),
+    [
+        (SAPPHIRE_RAPIDS - AMX, "GenuineIntel", "avx512_bf16_widened"),
+        (SAPPHIRE_RAPIDS, "GenuineIntel", "amx"),
+        (ZEN4, "GenuineIntel", "avx512_bf16"),  # Cooper Lake: no AVX512_FP16
+        (SAPPHIRE_RAPIDS - AMX, "AuthenticAMD", "avx512_bf16"),
+        (SKYLAKE_SERVER, "GenuineIntel", "avx512"),
+    ],
+)
+def test_slow_dot_products_are_not_chosen(machine, flags, vendor, level):
+    machine(flags, vendor=vendor)
+    chosen = isa.chosen_level()
+    assert chosen.level == level
+    assert ("faster widened" in chosen.reason) == (level == "avx512_bf16_widened")
+
+
+def test_slow_dot_products_can_be_asked_for(machine, monkeypatch):
+    machine(SAPPHIRE_RAPIDS - AMX, vendor="GenuineIntel")
+    monkeypatch.setenv(env.ISA, "avx512_bf16")
+    assert isa.chosen_level().level == "avx512_bf16"
+
+
 @pytest.mark.parametrize("flag", sorted(EVERY_FLAG))
 def test_a_missing_flag_is_named(machine, flag):
     machine(EVERY_FLAG - {flag})
@@ -79,7 +104,7 @@ def test_only_the_baseline_off_x86(machine):
 
 def test_available_levels_need_no_excuse(machine):
     machine(ZEN4)
-    assert [isa.why_not(level) for level in isa.available_levels()] == [""] * 5
+    assert [isa.why_not(level) for level in isa.available_levels()] == [""] * 6
 
 
 def test_a_forced_level_is_taken(machine, monkeypatch):
@@ -95,7 +120,7 @@ def test_a_level_that_is_not_there_is_refused_in_one_line(machine, monkeypatch, 
     with pytest.raises(UsageError) as caught:
         isa.chosen_level()
     message = str(caught.value)
-    assert message.startswith(f"SLIPSTREAM_ISA {asked}: not one of baseline, avx2, avx512, avx512_vnni, avx512_bf16;")
+    assert message.startswith(f"SLIPSTREAM_ISA {asked}: not one of {', '.join(isa.LEVELS[:-1])};")
     assert "\n" not in message
 
 
