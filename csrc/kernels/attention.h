@@ -120,9 +120,10 @@ SLIPSTREAM_INLINE void score_panel(const BlockOfX<step>& q, const uint8_t* k, in
     half.y = scores;
     half.y_stride = kPanelColumns;
     const float unbounded = __builtin_inff();
-    return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded);
+    return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded,
+                                                  {k, 0});
   }
-  Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores, false);
+  Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores, false, {k, 0});
 }
 
 template <Step step>
@@ -163,7 +164,7 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
       float* total = b.sums + panel * rows * kPanelColumns;
       ahead.some();
       Strips<step>::of[rows - 1](p + skipped * depth, b.p_stride, v + panel * all_steps * kStepBytes, 0, value_steps,
-                                 first ? total : sums, false);
+                                 first ? total : sums, false, {v, 0});
       if (first) continue;
       for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) {
         store(total + i, load(total + i) * shrink[i / kPanelColumns] + load(sums + i));

@@ -52,10 +52,10 @@ void strip_of_runs(const typename StepOf<step>::X* x, int64_t x_stride, const ui
       Vec sums[rows][kStripVectors] = {};
       int64_t done = 0;
       do {
-        const typename StepOf<step>::X* from = x + runs[run].x;
+        RowsByFours<typename StepOf<step>::X, rows> from(x + runs[run].x, x_stride);
         const uint8_t* weight = w + column * kColumnBytes + runs[run].weight;
-        for (int64_t s = 0; s < runs[run].steps; ++s) {
-          multiply_step<step, rows>(sums, from + s * StepOf<step>::depth, x_stride, weight + s * kStepBytes);
+        for (int64_t s = 0; s < runs[run].steps; ++s, from.step(StepOf<step>::depth)) {
+          multiply_step<step, rows>(sums, from, weight + s * kStepBytes);
         }
         done += runs[run].steps;
         ++run;

@@ -36,10 +36,8 @@ struct SeenLines {
 template <Step step, int rows, int vectors>
 SLIPSTREAM_INLINE void multiply_lines(Vec (&sums)[rows][vectors], const SeenLines<step>& seen, const uint8_t* w) {
   for (int64_t line = 0; line < seen.count; ++line, w += seen.row_bytes) {
-    const typename StepOf<step>::X* x = seen.lines[line] + seen.offset;
-    for (int64_t s = 0; s < seen.steps; ++s) {
-      multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, seen.stride, w + s * kStepBytes);
-    }
+    RowsByFours<typename StepOf<step>::X, rows> x(seen.lines[line] + seen.offset, seen.stride);
+    for (int64_t s = 0; s < seen.steps; ++s, x.step(StepOf<step>::depth)) multiply_step<step, rows>(sums, x, w + s * kStepBytes);
   }
 }
 

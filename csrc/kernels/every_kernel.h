@@ -7,6 +7,7 @@
 #include "concatenate.h"
 #include "transpose.h"
 #include "norm.h"
+#include "multiply_step.h"
 #include "linear_finish.h"
 #include "group_norm.h"
 #include "linear_vector.h"

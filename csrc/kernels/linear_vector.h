@@ -1,128 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear on vector registers. A thread's part of y is cut into blocks of rows whose copy of x stays in the second-level
 // cache; each panel of the weight is then streamed once a block, and strips of a few rows run over the whole depth, so that
-// sums never leave registers before they are finished. Needs kernels/linear_finish.h.
-//
-// A level says how one step of depth is multiplied, by defining before it includes this:
-//   SLIPSTREAM_DOT_BF16   vdpbf16ps: x is rounded to bfloat16, two k a step
-// Without it bfloat16 weights are widened in registers and x stays float32. How int8 is multiplied: simd/dot_int8.h, which this
-// needs too; what is int8's own beside that step: kernels/linear_int8.h.
+// sums never leave registers before they are finished. Needs kernels/multiply_step.h and kernels/linear_finish.h; what is int8's
+// own: kernels/linear_int8.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
-// Registers: rows x kStripVectors sums, the weight's vectors of one step and one broadcast.
-//   512 bits, 32 registers: 12 x 2 + 2 + 1 (widened bfloat16: + 2)
-//   256 bits, 16 registers:  6 x 2 + 2 + 1; 128 bits likewise
-constexpr int kStripVectors = 2;
-constexpr int kStripRows = kWidth == 16 ? 12 : 6;
-constexpr int kStripColumns = kStripVectors * kWidth;
-static_assert(kPanelColumns % kStripColumns == 0, "a panel is a whole number of strips");
-
 // Half of a 1 MiB second-level cache for x; a panel and y's lines take the rest.
 constexpr int64_t kBlockBytes = 512 * 1024;
-
-enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8 };  // widen_both: x is kept in bfloat16 too
-
-// Elements of x that one step of depth takes, the type in which x is kept in scratch memory, and that of the sums.
-template <Step step>
-struct StepOf {
-  static constexpr int64_t depth = step == Step::float32 ? 1 : 2;
-  using X = float;
-  using Sum = Vec;
-};
-template <>
-struct StepOf<Step::dot_bf16> {
-  static constexpr int64_t depth = 2;
-  using X = uint16_t;
-  using Sum = Vec;
-};
-template <>
-struct StepOf<Step::widen_both> {
-  static constexpr int64_t depth = 2;
-  using X = uint16_t;
-  using Sum = Vec;
-};
-template <>
-struct StepOf<Step::int8> {
-  static constexpr int64_t depth = 4;
-  using X = QuantizedX;
-  using Sum = VecI;
-};
-
-// Rows of a strip. Where int8 is multiplied in two halves, the halves of the weights need registers: 4 x 2 + 4 + 2 of 16.
-template <Step step>
-constexpr int kRowsOf = step == Step::int8 && !kDotInt8 && kWidth < 16 ? 4 : kStripRows;
-
-// One step: sums[r][v] += x[r][k ...] * w[k ...][v]. w points at this step's kPanelColumns * depth elements.
-template <Step step, int rows, int vectors = kStripVectors>
-SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][vectors],
-                                     const typename StepOf<step>::X* x, int64_t x_stride, const void* w) {
-  if constexpr (step == Step::int8) {
-    WeightsInt8 weights[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) weights[v] = load_int8(static_cast<const uint32_t*>(w) + v * kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const FourOfX four = broadcast_four(x + r * x_stride);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] = dot_int8(sums[r][v], four, weights[v]);
-    }
-  } else if constexpr (step == Step::dot_bf16) {
-#ifdef SLIPSTREAM_DOT_BF16
-    VecU weights[vectors];
-    for (int v = 0; v < vectors; ++v) weights[v] = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      uint32_t pair;
-      __builtin_memcpy(&pair, x + r * x_stride, sizeof pair);
-      const VecU pairs = pair - VecU{};
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
-    }
-#endif
-  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both) {
-    Vec first[vectors], second[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) {
-      const VecU pairs = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
-      first[v] = reinterpret_cast<Vec>(pairs << 16);
-      second[v] = reinterpret_cast<Vec>(pairs & 0xffff0000u);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      Vec x0, x1;
-      if constexpr (step == Step::widen_both) {
-        uint32_t pair;
-        __builtin_memcpy(&pair, x + r * x_stride, sizeof pair);
-        const VecU pairs = pair - VecU{};
-        x0 = reinterpret_cast<Vec>(pairs << 16);
-        x1 = reinterpret_cast<Vec>(pairs & 0xffff0000u);
-      } else {
-        x0 = broadcast(x[r * x_stride]);
-        x1 = broadcast(x[r * x_stride + 1]);
-      }
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] += x0 * first[v];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] += x1 * second[v];
-    }
-  } else {
-    Vec weights[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) weights[v] = load(static_cast<const float*>(w) + v * kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const Vec x0 = broadcast(x[r * x_stride]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] += x0 * weights[v];
-    }
-  }
-}
-
-// Bytes of weight that one step takes for a column (a float, a pair of bfloat16, four int8), and for the whole panel.
-constexpr int64_t kColumnBytes = 4;
-constexpr int64_t kStepBytes = kPanelColumns * kColumnBytes;
 
 // A running sum's rounding error grows with its length; sums of this many steps are added up pairwise into y, which holds a
 // float32 product of depth 4096 at the error of torch's own (measured: 3e-7 against 1.1e-6 for one running sum). Sums of
@@ -137,17 +23,51 @@ constexpr int64_t kMostSteps = step == Step::int8 ? 8192 : kStepsPerSum;
 constexpr int kFewRows = 3;
 constexpr int panels_together(int rows) { return rows == 1 ? 4 : rows <= kFewRows ? 2 : 1; }
 
+// Weights that a later strip will read, from memory or from a cache that all cores share: `stride` bytes of them are asked for at
+// each step, so that they arrive while sums are computed. Where there are none: the strip's own, and zero. (By reference: as a value it
+// would be stored in two halves and loaded whole, which waits for all stores before it.)
+struct WeightsAhead {
+  const uint8_t* at;
+  int64_t stride;
+};
+
+class AskForWeights {
+ public:
+  SLIPSTREAM_INLINE explicit AskForWeights(const WeightsAhead& ahead) : at_(ahead.at), stride_(ahead.stride) {}
+  SLIPSTREAM_INLINE void step() {
+    __builtin_prefetch(at_, 0, 2);
+    __builtin_prefetch(at_ + 64, 0, 2);  // where one strip asks for a whole panel, a step takes two lines
+    at_ += stride_;
+  }
+
+ private:
+  const uint8_t* at_;
+  const int64_t stride_;
+};
+
+// Few rows live on reading the weights. Hardware foresees a stream up to the end of its page, and begins anew in the next.
+SLIPSTREAM_INLINE void ask_beyond_page(const uint8_t* w) {
+  constexpr int64_t page = 4096;
+  __builtin_prefetch(w + page, 0, 2);
+  __builtin_prefetch(w + page + 64, 0, 2);
+}
+
 // sums[panels][rows][32] (one strip of columns of it) = or += x[rows][k] . panels over at most kMostSteps. Integer sums
 // are stored as they are, in the floats' place.
 template <Step step, int rows, int panels>
 SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes,
-                                  int64_t steps, float* out, bool first) {
+                                  int64_t steps, float* out, bool first, const WeightsAhead& ahead) {
   typename StepOf<step>::Sum sums[panels][rows][kStripVectors] = {};
-  for (int64_t s = 0; s < steps; ++s) {
+  AskForWeights ask(ahead);
+  RowsByFours<typename StepOf<step>::X, rows> at(x, x_stride);
+  for (const uint8_t* end = w + steps * kStepBytes; w < end; w += kStepBytes) {
+    if constexpr (rows > kFewRows) ask.step();
 #pragma GCC unroll 4
     for (int p = 0; p < panels; ++p) {
-      multiply_step<step, rows>(sums[p], x + s * StepOf<step>::depth, x_stride, w + p * panel_bytes + s * kStepBytes);
+      if constexpr (rows <= kFewRows) ask_beyond_page(w + p * panel_bytes);
+      multiply_step<step, rows>(sums[p], at, w + p * panel_bytes);
     }
+    at.step(StepOf<step>::depth);
   }
   // Unrolled, so that the sums are registers to the end and never an array in memory.
 #pragma GCC unroll 4
@@ -167,20 +87,21 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
 // With `onto`, added to what `out` holds.
 template <Step step, int rows, int panels>
 void strip(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes, int64_t steps,
-           float* out, bool onto) {
+           float* out, bool onto, const WeightsAhead& ahead) {
   for (int64_t column = 0; column < kPanelColumns; column += kStripColumns) {
     int64_t done = 0;
     do {
       const int64_t part = steps - done < kMostSteps<step> ? steps - done : kMostSteps<step>;
       strip_part<step, rows, panels>(x + done * StepOf<step>::depth, x_stride, w + column * kColumnBytes + done * kStepBytes,
-                                     panel_bytes, part, out + column, done == 0 && !onto);
+                                     panel_bytes, part, out + column, done == 0 && !onto,
+                                     {ahead.at + done * ahead.stride, ahead.stride});
       done += part;
     } while (done < steps);
   }
 }
 
 template <Step step>
-using Strip = void (*)(const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t, float*, bool);
+using Strip = void (*)(const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t, float*, bool, const WeightsAhead&);
 
 template <Step step, int... rows>
 struct StripTable {
@@ -301,8 +222,8 @@ SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int
 constexpr int64_t kWeightsBesideRows = 128 * 1024;
 
 // Computes `part` by blocks of rows. gather(row, rows, stride) gives a block of rows of x, in scratch memory at that stride or
-// where they lie; ahead(begin, end) is told of rows that come next; into(rows of x, stride, w, steps, row, rows, panel) writes
-// y from some rows and a panel, where it can; else finish(sums, block, begin, rows, panel) takes the sums [rows][32] of a panel
+// where they lie; ahead(begin, end) is told of rows that come next; into(rows of x, stride, w, steps, row, rows, panel, weights
+// ahead) writes y from some rows and a panel, where it can; else finish(sums, block, begin, rows, panel) takes the sums [rows][32] of a panel
 // and of the rows from block + begin on, `block` being the block's first row.
 template <Step step, typename Gather, typename Ahead, typename Into, typename Finish>
 SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const void* weight, int64_t panel_bytes,
@@ -318,25 +239,32 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
   for (int64_t m = part.m_begin; m < part.m_end; m += block) {
     const int64_t rows = part.m_end - m < block ? part.m_end - m : block;
     const BlockOfX<step> x = gather(m, rows, x_stride_of<step>(k));
-    const int64_t strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>;
+    // Strips of nearly equal size, so that there is no short last one: the first `more` of them have a row more than `least`.
+    const int64_t strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>, least = rows / strips, more = rows % strips;
     int64_t first = part.panel_begin;
     if (rows <= kFewRows) {
       const int together = panels_together(static_cast<int>(rows));
       for (; first + together <= part.panel_end; first += together) {
-        kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums, false);
+        kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums, false, {});
         for (int p = 0; p < together; ++p) finish(sums + p * rows * kPanelColumns, m, 0, rows, first + p);
       }
     }
-    const int64_t panels = part.panel_end - first;
-    for (int64_t i = 0; i < panels * strips; ++i) {
-      const int64_t s = by_rows ? i / panels : i % strips, panel = first + (by_rows ? i % panels : i / strips);
-      const int64_t begin = rows * s / strips, end = rows * (s + 1) / strips;  // nearly equal strips: no short last one
-      if (by_rows && panel == first && s + 1 < strips) ahead(m + end, m + rows * (s + 2) / strips);
-      const auto* at = x.rows + begin * x.stride;
-      const uint8_t* w = weights + panel * panel_bytes;
-      if (into(at, x.stride, w, steps, m + begin, end - begin, panel)) continue;
-      Strips<step>::of[end - begin - 1](at, x.stride, w, panel_bytes, steps, sums, false);
-      finish(sums, m, begin, end - begin, panel);
+    const int64_t panels = part.panel_end - first, share = panel_bytes / strips;
+    const int64_t stride = steps > 0 ? share / steps : 0;
+    for (int64_t i = 0; i < (by_rows ? strips : panels); ++i) {
+      for (int64_t j = 0; j < (by_rows ? panels : strips); ++j) {
+        const int64_t s = by_rows ? i : j, panel = first + (by_rows ? j : i), begin = s * least + (s < more ? s : more);
+        const int64_t count = least + (s < more ? 1 : 0);
+        if (by_rows && j == 0 && s + 1 < strips) ahead(m + begin + count, m + begin + 2 * count);
+        const auto* at = x.rows + begin * x.stride;
+        const uint8_t* w = weights + panel * panel_bytes;
+        const int64_t next = panel + 1 < part.panel_end ? panel + 1 : m + block < part.m_end ? first : panel;
+        const bool asks = !by_rows && next != panel;
+        const WeightsAhead later = {asks ? weights + next * panel_bytes + s * share : w, asks ? stride : 0};
+        if (into(at, x.stride, w, steps, m + begin, count, panel, later)) continue;
+        Strips<step>::of[count - 1](at, x.stride, w, panel_bytes, steps, sums, false, later);
+        finish(sums, m, begin, count, panel);
+      }
     }
   }
 }
@@ -396,17 +324,21 @@ SLIPSTREAM_INLINE void store_between(const LinearCall& call, Vec (&sums)[rows][v
 // y[row ...][column ...] of `rows` rows and `vectors` registers of columns.
 template <Step step, int rows, int vectors, typename Y>
 void strip_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
-                int64_t row, int64_t column, float low_bound, float high_bound) {
+                int64_t row, int64_t column, float low_bound, float high_bound, const WeightsAhead& ahead) {
   typename StepOf<step>::Sum sums[rows][vectors] = {};
-  for (int64_t s = 0; s < steps; ++s) {
-    multiply_step<step, rows>(sums, x + s * StepOf<step>::depth, x_stride, w + s * kStepBytes);
+  AskForWeights ask(ahead);
+  RowsByFours<typename StepOf<step>::X, rows> at(x, x_stride);
+  for (const uint8_t* end = w + steps * kStepBytes; w < end; w += kStepBytes) {
+    ask.step();
+    multiply_step<step, rows>(sums, at, w);
+    at.step(StepOf<step>::depth);
   }
   store_between<Y>(call, sums, row, column, low_bound, high_bound);
 }
 
 template <Step step>
 using StripInto = void (*)(const LinearCall&, const typename StepOf<step>::X*, int64_t, const uint8_t*, int64_t, int64_t,
-                           int64_t, float, float);
+                           int64_t, float, float, const WeightsAhead&);
 
 template <Step step, int vectors, typename Y, int... rows>
 struct StripIntoTable {
@@ -423,11 +355,11 @@ using StripsInto = StripIntoTable<step, vectors, Y, 1, 2, 3, 4, 5, 6>;
 // The columns of a panel that y has, strip by strip of them; one register of them where no more are left.
 template <Step step, typename Y>
 void panel_into(const LinearCall& call, const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t steps,
-                int64_t row, int64_t rows, int64_t panel, float low, float high) {
+                int64_t row, int64_t rows, int64_t panel, float low, float high, const WeightsAhead& ahead) {
   const int64_t begin = panel * kPanelColumns, columns = call.n - begin < kPanelColumns ? call.n - begin : kPanelColumns;
   for (int64_t c = 0; c < columns; c += kStripColumns) {
     const auto kernel = columns - c > kWidth ? StripsInto<step, 2, Y>::of[rows - 1] : StripsInto<step, 1, Y>::of[rows - 1];
-    kernel(call, x, x_stride, w + c * kColumnBytes, steps, row, begin + c, low, high);
+    kernel(call, x, x_stride, w + c * kColumnBytes, steps, row, begin + c, low, high, ahead);
   }
 }
 
@@ -438,10 +370,12 @@ void multiply_deep(const LinearPart& block, const typename StepOf<step>::X* x, i
   const int64_t rows = block.m_end - block.m_begin, strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>;
   for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel, sums += rows * kPanelColumns) {
     const uint8_t* w = weights + panel * panel_bytes + done * kStepBytes;
+    const int64_t share = panel + 1 < block.panel_end ? count * kStepBytes / strips : 0;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = rows * s / strips, end = rows * (s + 1) / strips;
+      const WeightsAhead later = {share ? w + panel_bytes + s * share : w, share / count};
       Strips<step>::of[end - begin - 1](x + begin * x_stride, x_stride, w, panel_bytes, count, sums + begin * kPanelColumns,
-                                        done > 0);
+                                        done > 0, later);
     }
   }
 }
@@ -498,10 +432,11 @@ void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch
       [&](int64_t begin, int64_t end) {
         if (in_place && far) ask_for(call.x.data, begin, end, x_bytes);
       },
-      [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel) {
+      [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel,
+          const WeightsAhead& ahead) {
         if (!bounded) return false;
         const auto kernel = call.y_type == ElementType::float32 ? panel_into<step, float> : panel_into<step, uint16_t>;
-        kernel(call, x, stride, w, steps, row, rows, panel, low, high);
+        kernel(call, x, stride, w, steps, row, rows, panel, low, high, ahead);
         return true;
       },
       [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {

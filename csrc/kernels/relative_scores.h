@@ -98,7 +98,7 @@ void score_positions(const RelativeScoresCall& call, void* scratch) {
       const int64_t first = span.first / kPanelColumns;
       for (int64_t panel = first; panel <= span.last / kPanelColumns; ++panel) {
         Strips<step>::of[rows - 1](x, b.x_stride, b.table + (panel - b.first) * panel_bytes, 0, steps,
-                                   b.scores + (panel - first) * rows * kPanelColumns, false);
+                                   b.scores + (panel - first) * rows * kPanelColumns, false, {b.table, 0});
       }
       float* y = call.y + n * call.y_batch;
       call.add ? look_up<true>(call, b.scores, first * kPanelColumns, begin, rows, y)

@@ -196,12 +196,14 @@ void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64
   const int64_t points = call.points(), strips = (tiles + kStripRows - 1) / kStripRows;
   const int64_t depth = StepOf<step>::depth, steps = (call.in_channels + depth - 1) / depth;
   const int64_t panel_bytes = panel_size(call.weight_type, call.in_channels) * (call.weight_type == ElementType::float32 ? 4 : 2);
+  const int64_t share = panel_bytes / strips, stride = steps > 0 ? share / steps : 0;
   const uint8_t* w = static_cast<const uint8_t*>(call.weight) + panel * points * panel_bytes;
   for (int64_t point = 0; point < points; ++point, w += panel_bytes) {
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = tiles * s / strips, end = tiles * (s + 1) / strips;
       Strips<step>::of[end - begin - 1](input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps,
-                                        sums + point * block.sums_point + begin * kPanelColumns, false);
+                                        sums + point * block.sums_point + begin * kPanelColumns, false,
+                                        {w + panel_bytes + s * share, stride});
     }
   }
 }
@@ -235,13 +237,19 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
   }
 }
 
+#ifdef SLIPSTREAM_DOT_BF16
+constexpr Step kWinogradStep = Step::dot_bf16;
+#else
+constexpr Step kWinogradStep = Step::widen_bf16;  // transformed tiles stay float32
+#endif
+
 inline size_t winograd_scratch(const WinogradCall& call, const LinearPart& part) {
-  return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kConvolutionStep>(call, part)
+  return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kWinogradStep>(call, part)
                                                    : winograd_scratch_of<Step::float32>(call, part);
 }
 
 inline void winograd(const WinogradCall& call, const LinearPart& part, void* scratch) {
-  if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kConvolutionStep>(call, part, scratch);
+  if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kWinogradStep>(call, part, scratch);
   call.tile == 4 ? winograd_of<4, Step::float32>(call, part, scratch) : winograd_of<2, Step::float32>(call, part, scratch);
 }
 

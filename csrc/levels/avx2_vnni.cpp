@@ -14,6 +14,7 @@
 #include "../simd/math.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/post_op.h"
+#include "../kernels/multiply_step.h"
 #include "../kernels/linear_finish.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"

@@ -31,6 +31,7 @@ WORTH_IT = 1.15
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
+_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0}  # of bfloat16, by level, a float32 product being 1
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180}
 
 
@@ -97,16 +98,16 @@ def choice(
     """Which tile to pack for, for images of ``x_shape`` [batch, in, height, width], by counting multiplications.
 
     Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
-    from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for level
-    avx512_bf16; elsewhere it stays direct.
+    from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for the
+    levels avx512_bf16 and avx512_bf16_widened; elsewhere it stays direct.
     """
     batch, ins, height, width = x_shape
     what = f"3 x 3 convolution {ins} -> {out_channels}, {height} x {width}, batch {batch}: minimal filtering"
     level = native.active_level()
-    if level == "none" or (dtype is torch.bfloat16 and level != "avx512_bf16"):
+    if level == "none" or (dtype is torch.bfloat16 and level not in _A_PRODUCT):
         return Choice(None, Decision(what, False, native.reason() if level == "none" else f"no gain known at level {level}"))
     size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    a_product = 1.0 if dtype is torch.float32 else 0.5
+    a_product = 1.0 if dtype is torch.float32 else _A_PRODUCT[level]
     direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
     gains = {}
     for tile in TILES if dtype is torch.float32 else TILES[:1]:

@@ -59,7 +59,7 @@ def operands(shape, geometry):
 @pytest.mark.parametrize("won", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_winner_answers_and_means_the_same(tiles, monkeypatch, layer, won):
-    monkeypatch.setattr(guards.SpeedGuard, "known", lambda *_: guards.Verdict(won, 2.0))
+    monkeypatch.setattr(guards.SpeedGuard, "known", lambda _, race: guards.Verdict(won or race[0] == "winograd", 2.0))
     shape, geometry, split, other = LAYERS[layer]
     operator = Convolution(torch.float32, torch.float32, geometry, "relu", None)
     x, *tensors = operands(shape, geometry)

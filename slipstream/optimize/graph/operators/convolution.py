@@ -91,7 +91,9 @@ class Convolution(WeightOperator):
             weight, bias = fold_batch_norm(weight, bias, tuple(norm), self.epsilon)
         weight = weight.detach()
         way = way_for(weight, self.geometry, self.product)
-        rival = rival_of(weight, self.geometry, self.product) if way is OneDnn else None
+        if way is Winograd and all(self.geometry.size):
+            way = faster_of_two(Winograd, OneDnn, weight, bias, self)
+        rival = rival_of(weight, self.geometry) if way in (OneDnn, Winograd) else None
         if rival is not None:
             way = faster_of_two(rival, way, weight, bias, self)
         split = split_of(weight, self.geometry, way, self.parts)
@@ -139,24 +141,23 @@ def way_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> A
     return OneDnn
 
 
-def may_win(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> bool:
-    """Whether our direct kernel is worth a race with oneDNN for this weight [out, in / groups, kh, kw].
+def may_win(weight: torch.Tensor, geometry: Geometry) -> bool:
+    """Whether our direct kernel is worth a race for this weight [out, in / groups, kh, kw].
 
-    On images of few channels it is, which it reads as they come. On tiles in bfloat16 it is too, where a group has outputs for
-    half a panel. Elsewhere both are at the processor's limit, or oneDNN was never slower.
+    On images of few channels it is, which it reads as they come, and where a group has outputs for half a panel. Which of ours
+    and oneDNN's is faster there depends on the processor: of the 3 x 3 of stride 2, say, in one image.
     """
     if not all(geometry.size) or not native.available():
         return False
-    if native.active_level() == "amx" and product is torch.bfloat16:
-        return weight.shape[0] // geometry.groups >= HALF_A_PANEL
-    return geometry.groups == 1 and weight.shape[1] <= direct_kernel.MOST_PLANES
+    few = geometry.groups == 1 and weight.shape[1] <= direct_kernel.MOST_PLANES
+    return few or weight.shape[0] // geometry.groups >= HALF_A_PANEL
 
 
-def rival_of(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> type[OverlappingRows] | type[Direct] | None:
-    """What of ours races against oneDNN for this weight [out, in / groups, kh, kw]."""
+def rival_of(weight: torch.Tensor, geometry: Geometry) -> type[OverlappingRows] | type[Direct] | None:
+    """What of ours races against oneDNN, or minimal filtering, for this weight [out, in / groups, kh, kw]."""
     if OverlappingRows.fits(weight, geometry) and all(geometry.size) and native.available():
         return OverlappingRows
-    return Direct if may_win(weight, geometry, product) else None
+    return Direct if may_win(weight, geometry) else None
 
 
 def parts_for(precision: str, geometry: Geometry) -> int:
@@ -176,13 +177,18 @@ def split_of(weight: torch.Tensor, geometry: Geometry, way: Any, parts: int) -> 
     return SplitDirect if weight.shape[0] // geometry.groups >= HALF_A_PANEL else None
 
 
+_RACES = {OverlappingRows: "overlapping_rows", Winograd: "winograd"}
+
+
 def faster_of_two(rival: Any, other: Any, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> Any:
     """Of two of these classes the one that computes an image of the captured size sooner; found once a kind of layer.
 
     Along a line part of the image will do.
     """
     g = OverlappingRows.raced_geometry(weight, owner.geometry) if rival is OverlappingRows else owner.geometry
-    name: Hashable = "overlapping_rows" if rival is OverlappingRows else "convolution_last"
+    name: Hashable = _RACES.get(rival, "convolution_last")
+    if other is Winograd:
+        name = name, other.what
     if rival in (SplitPointwise, SplitDirect):
         name = rival.what, owner.parts, other.what
     question = (name, astuple(g), tuple(weight.shape), owner.product, owner.out, owner.post_op)
