@@ -46,7 +46,7 @@ def test_write_up_says_what_the_runs_wrote(tmp_path):
     kernel_row = {"dtype": "bfloat16", "rows": 4, "over_onednn": 1.25}
     family_row = {"family": "norm", "dtype": "float32", "rival": "torch's"}
     family_rows = [family_row | {"over": 2.0}, family_row | {"over": 0.5}]
-    ceilings = [figures(1, 0.02, None), figures(2, 0.02, 0.01)]
+    ceilings = [figures(1, 0.005, None), figures(2, 0.005, 0.01)]
     written = {
         "demo": {"machine": facts, "rows": [demo_row]},
         "zoo": {
