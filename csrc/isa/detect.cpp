@@ -79,14 +79,6 @@ bool has_avx_vnni() { return best_level() >= Level::avx2 && bit(cpuid(7, 1).eax,
 namespace {
 Level detect() { return Level::baseline; }
 bool multiplies_faster_widened() { return false; }
-// Intel's from Sapphire Rapids on are told by AVX512_FP16, which Cooper Lake lacks.
-bool multiplies_faster_widened() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  const bool intel = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx &&
-                     edx == signature_INTEL_edx;
-  return intel && bit(cpuid(7, 0).edx, 23);
-}
-
 }  // namespace
 bool has_avx_vnni() { return false; }
 #endif

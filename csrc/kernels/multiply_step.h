@@ -33,11 +33,7 @@ struct StepOf<Step::dot_bf16> {
   using Sum = Vec;
 };
 template <>
-struct StepOf<Step::widen_both> {
-  static constexpr int64_t depth = 2;
-  using X = uint16_t;
-  using Sum = Vec;
-};
+struct StepOf<Step::widen_both> : StepOf<Step::dot_bf16> {};
 template <>
 struct StepOf<Step::int8> {
   static constexpr int64_t depth = 4;

@@ -54,7 +54,7 @@ def is_x86_64() -> bool:
 
 
 def _told(*names: str) -> str:
-    """What `/proc/cpuinfo` says of the first processor under the first of these names that it has; empty where nothing."""
+    """What `/proc/cpuinfo` says of the first processor, in the first line under one of these names; empty where nothing."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
