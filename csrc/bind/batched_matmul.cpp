@@ -14,9 +14,10 @@ namespace {
 // As linear's: below so many multiplications a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 250'000;
 
-// Packed panels in work at a time stay in half of a 1 MiB second-level cache; at least 256 columns, so that A's rows are not copied
-// for fewer.
-constexpr int64_t kPackedBytes = 512 * 1024, kLeastPanels = 8;
+// Packed panels in work at a time stay in half of the second-level cache; at least 256 columns, so that A's rows are not copied for
+// fewer.
+constexpr int64_t kLeastPanels = 8;
+int64_t packed_bytes() { return second_level_cache() / 2; }
 
 int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -81,7 +82,7 @@ struct Product {
   ElementType packed_type() const { return parts > 1 ? ElementType::bfloat16 : type; }
   int64_t panel_bytes() const { return panel_size(packed_type(), k) * parts * element_size(packed_type()); }
   int64_t panels_together() const {
-    const int64_t fit = panel_bytes() > 0 ? kPackedBytes / panel_bytes() : kPackedBytes;
+    const int64_t fit = panel_bytes() > 0 ? packed_bytes() / panel_bytes() : packed_bytes();
     return fit > kLeastPanels ? fit : kLeastPanels;
   }
   bool a_is_turned() const { return a.column != 1; }

@@ -13,8 +13,8 @@
 namespace slipstream {
 namespace {
 
-// Of scaled pixels; weights and y take the rest of a second-level cache of 1 MiB.
-constexpr int64_t kBlockBytes = 256 * 1024;
+// Of scaled pixels; weights and y take the rest of the second-level cache.
+int64_t block_bytes() { return second_level_cache() / 4; }
 
 // Multiplications that repay waking another thread.
 constexpr int64_t kWorthAThread = 250'000;
@@ -27,7 +27,7 @@ struct Gated {
 
   int64_t row_bytes() const { return call.k * element_size(between); }
   int64_t block_rows() const {
-    const int64_t rows = kBlockBytes / row_bytes();
+    const int64_t rows = block_bytes() / row_bytes();
     return rows < 12 ? 12 : rows;
   }
 

@@ -15,8 +15,8 @@
 namespace slipstream {
 namespace {
 
-// Of a 1 MiB second-level cache for what lies between; x, y and the weights take the rest.
-constexpr int64_t kBetweenBytes = 512 * 1024;
+// Of the second-level cache for what lies between; x, y and the weights take the rest.
+int64_t most_between() { return second_level_cache() / 2; }
 
 // Multiplications below which another thread costs more than it brings.
 constexpr int64_t kWorthAThread = 250'000;
@@ -50,7 +50,8 @@ struct Chain {
   // Blocks of rows that an image is cut into: as the cache asks for, and more where threads would not get nearly equal shares.
   int64_t blocks() const {
     int64_t rows = 1;
-    while (rows < depthwise.out_height && between_bytes(rows + 1) <= kBetweenBytes) ++rows;
+    const int64_t most = most_between();
+    while (rows < depthwise.out_height && between_bytes(rows + 1) <= most) ++rows;
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t blocks = (depthwise.out_height + rows - 1) / rows;
     if (images * blocks % threads == 0 || images * blocks >= 4 * threads) return blocks;

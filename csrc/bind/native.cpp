@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// slipstream::levels and slipstream::set_level: which instruction sets this machine runs, and which are in use.
+// What the kernels go by: which instruction sets this machine runs and which are in use, and the size of the cache that blocks fit.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -22,16 +22,27 @@ bool use_level(std::string name) {
   return false;
 }
 
+int64_t cache_in_use() { return second_level_cache(); }
+
+void use_cache(int64_t bytes) {
+  STD_TORCH_CHECK(bytes > 0, "bytes: not the size of a cache");
+  set_second_level_cache(bytes);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(slipstream, library) {
   library.def("level(str which) -> str");
   library.def("use_level(str name) -> bool");
+  library.def("second_level_cache() -> int");
+  library.def("use_second_level_cache(int bytes) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CompositeExplicitAutograd, library) {
   library.impl("level", TORCH_BOX(&level));
   library.impl("use_level", TORCH_BOX(&use_level));
+  library.impl("second_level_cache", TORCH_BOX(&cache_in_use));
+  library.impl("use_second_level_cache", TORCH_BOX(&use_cache));
 }
 
 }  // namespace slipstream

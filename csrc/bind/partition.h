@@ -54,9 +54,9 @@ struct LeastRun {
 // Of a linear. A weight that stays in the second-level cache is read again for nothing, another in the time that some dozens of
 // rows take; tiles take more of both in less time.
 inline LeastRun least_run(int64_t weight_bytes) {
-  constexpr int64_t kStaysInCache = 512 * 1024;
+  const int64_t stays_in_cache = second_level_cache() / 2;
   if (table().linear_split) return {64, 16};
-  return {weight_bytes <= kStaysInCache ? 12 : 48, 2};
+  return {weight_bytes <= stays_in_cache ? 12 : 48, 2};
 }
 
 // Which run of a part, cut along the rows where there are many, else along the panels.

@@ -15,6 +15,7 @@
 #include "../kernels/recurrent_call.h"
 #include "../kernels/relative_scores_call.h"
 #include "../kernels/winograd_call.h"
+#include "caches.h"
 
 namespace slipstream {
 

@@ -66,8 +66,8 @@ BlockOfX<step> queries_of(const AttentionCall& call, const AttentionBuffers& b, 
   return {reinterpret_cast<const X*>(b.q), b.x_stride};
 }
 
-// Keys and values of the next call are asked for while they are few: a quarter of a 1 MiB second-level cache.
-constexpr int64_t kBytesAhead = 256 * 1024;
+// Keys and values of the next call are asked for while they are few: a quarter of the second-level cache.
+inline int64_t bytes_ahead() { return second_level_cache() / 4; }
 
 // What a strip asks for while it computes: its successor's queries, the lines of y that it will write, a share of the next call's
 // keys and values. Rows of one head lie apart, which the processor does not foresee; and all of them in one go would fill its line
@@ -182,7 +182,7 @@ void attend(const AttentionCall& call, const AttentionPart& part, void* scratch)
   constexpr int64_t depth = StepOf<step>::depth;
   pack_keys<step>(call, (call.depth + depth - 1) / depth, b.k);
   pack_values<step>(call, kKeyBlock, depth, b.v);
-  const bool few = b.k_bytes + b.v_bytes <= kBytesAhead;
+  const bool few = b.k_bytes + b.v_bytes <= bytes_ahead();
   const int64_t length = part.end - part.begin, strips = (length + kStripRows - 1) / kStripRows;
   for (int64_t head = 0; head < call.heads; ++head) {
     const bool last = head + 1 == call.heads;

@@ -222,7 +222,7 @@ void convolve(const ConvolutionCall& call, const ConvolutionPart& part, const vo
   alignas(64) float sums[kStripRows * kPanelColumns + kWidth];
   // Positions in blocks, so that the image's part for a block stays in the second-level cache while all channels pass over it.
   const int64_t panel_bytes = call.steps() * (kPanelColumns + 8) * 4;
-  int64_t block = kBlockBytes / panel_bytes;
+  int64_t block = block_bytes() / panel_bytes;
   if (block < 1) block = 1;
   for (int64_t first = part.panel_begin; first < part.panel_end; first += block) {
     const int64_t last = part.panel_end - first < block ? part.panel_end : first + block;

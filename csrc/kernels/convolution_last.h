@@ -93,7 +93,7 @@ struct LastPlan {
   LastScratch scratch;
 
   LastPlan(const ConvolutionLastCall& call, const LinearPart& part)
-      : image(last_image<X>(call, part.m_end - part.m_begin, kBlockBytes, kLineProduct)) {
+      : image(last_image<X>(call, part.m_end - part.m_begin, block_bytes(), kLineProduct)) {
     const int64_t runs = call.taps() / image.across * runs_of_a_tap<step>(image);
     scratch = last_scratch<X>(call, image, kStripCut, kStripRows * kPanelColumns, 3 * runs);
   }

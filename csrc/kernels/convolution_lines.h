@@ -21,7 +21,7 @@ template <Step step>
 bool reads_lines(const ConvolutionLastCall& call) {
   const int64_t panels = (call.linear.n + kPanelColumns - 1) / kPanelColumns;
   return call.dilation_width == 1 && call.kernel_height * line_steps<step>(call) <= kStepsPerSum &&
-         panels * panel_bytes_of(call) <= kWeightsBesideRows;
+         panels * panel_bytes_of(call) <= weights_beside_rows();
 }
 
 // What some neighbouring outputs see: of each of `count` lines `steps` steps of depth, the first output at `offset`, and others

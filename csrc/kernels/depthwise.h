@@ -12,8 +12,8 @@ struct Number {
 
 // A group of rows of y is computed strip by strip of channels, so that weights stay in the first-level cache; meanwhile the next
 // group's lines are asked for in the order of memory, which a strip's own accesses, a pixel apart, do not let the processor
-// foresee. Two groups of x and of y fit a 1 MiB second-level cache.
-constexpr int64_t kGroupBytes = 128 * 1024;
+// foresee. Two groups of x and of y fit the second-level cache.
+inline int64_t group_bytes() { return second_level_cache() / 8; }
 
 template <typename X>
 using SumTile = void (*)(const DepthwiseTile<X>&);
@@ -176,7 +176,7 @@ class RowGroups {
  public:
   RowGroups(const DepthwiseCall& call, int64_t end) : call_(call), end_(end) {
     const int64_t row_bytes = call.width * call.channels * (call.x.type == ElementType::float32 ? 4 : 2) * call.stride_height;
-    together_ = kGroupBytes / (row_bytes + 1) + 1;
+    together_ = group_bytes() / (row_bytes + 1) + 1;
   }
 
   // From row `row` on; empty at the end.

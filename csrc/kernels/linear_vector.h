@@ -7,8 +7,8 @@
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
-// Half of a 1 MiB second-level cache for x; a panel and y's lines take the rest.
-constexpr int64_t kBlockBytes = 512 * 1024;
+// Half of the second-level cache for x; a panel and y's lines take the rest.
+inline int64_t block_bytes() { return second_level_cache() / 2; }
 
 // A running sum's rounding error grows with its length; sums of this many steps are added up pairwise into y, which holds a
 // float32 product of depth 4096 at the error of torch's own (measured: 3e-7 against 1.1e-6 for one running sum). Sums of
@@ -157,7 +157,7 @@ int64_t x_stride_of(int64_t k) {
 template <Step step>
 int64_t block_rows_of(int64_t k, int64_t rows) {
   const int64_t row_bytes = x_stride_of<step>(k) * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
-  int64_t block = kBlockBytes / row_bytes / kRowsOf<step> * kRowsOf<step>;
+  int64_t block = block_bytes() / row_bytes / kRowsOf<step> * kRowsOf<step>;
   if (block < kRowsOf<step>) block = kRowsOf<step>;
   if (rows <= block) return rows;
   const int64_t blocks = (rows + block - 1) / block;  // blocks of nearly equal size
@@ -219,7 +219,7 @@ SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int
 
 // Up to so many bytes of weights stay in the second-level cache beside y: then a strip runs over all panels before the next one
 // begins, which reads x once and writes rows of y whole.
-constexpr int64_t kWeightsBesideRows = 128 * 1024;
+inline int64_t weights_beside_rows() { return second_level_cache() / 8; }
 
 // Computes `part` by blocks of rows. gather(row, rows, stride) gives a block of rows of x, in scratch memory at that stride or
 // where they lie; ahead(begin, end) is told of rows that come next; into(rows of x, stride, w, steps, row, rows, panel, weights
@@ -234,7 +234,7 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
   alignas(64) float sums[kStripRows * kPanelColumns];
   static_assert(kStripRows >= kFewRows * panels_together(2) && kStripRows >= panels_together(1), "sums hold several panels");
   const uint8_t* weights = static_cast<const uint8_t*>(weight);
-  const bool by_rows = (part.panel_end - part.panel_begin) * panel_bytes <= kWeightsBesideRows;
+  const bool by_rows = (part.panel_end - part.panel_begin) * panel_bytes <= weights_beside_rows();
 
   for (int64_t m = part.m_begin; m < part.m_end; m += block) {
     const int64_t rows = part.m_end - m < block ? part.m_end - m : block;
@@ -419,7 +419,7 @@ void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch
   if (deep.deep) return deep_linear<step>(call, part, deep, panel_bytes, scratch);
   const bool in_place = reads_in_place<step>(call, part);
   const int64_t x_bytes = call.x.stride * static_cast<int64_t>(sizeof(X));
-  const bool far = (part.m_end - part.m_begin) * x_bytes > kBlockBytes;
+  const bool far = (part.m_end - part.m_begin) * x_bytes > block_bytes();
   float low, high;
   const bool bounded = ends_in_bounds(call, low, high) && call.k <= kMostSteps<step> * StepOf<step>::depth;
   for_each_block<step>(

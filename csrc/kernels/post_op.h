@@ -9,13 +9,13 @@ SLIPSTREAM_INLINE Vec post_op(Vec v) {
   if constexpr (op == PostOp::relu) return select(v < 0.f, Vec{}, v);  // NaN stays NaN, as in torch
   if constexpr (op == PostOp::gelu_erf) return gelu_erf(v);
   if constexpr (op == PostOp::gelu_tanh) return gelu_tanh(v);
-  if constexpr (op == PostOp::silu) return silu(v);
+  if constexpr (op == PostOp::silu) return swish<false>(v, 1.f);
   if constexpr (op == PostOp::tanh) return tanh(v);
   if constexpr (op == PostOp::sigmoid) return sigmoid(v);
   if constexpr (op == PostOp::relu6) return relu6(v);
   if constexpr (op == PostOp::hardswish) return v * relu6(v + 3.f) * (1.f / 6);
   if constexpr (op == PostOp::hardsigmoid) return relu6(v + 3.f) * (1.f / 6);
-  if constexpr (op == PostOp::quick_gelu) return v / (1.f + exp(v * -1.702f));
+  if constexpr (op == PostOp::quick_gelu) return swish<false>(v, 1.702f);
   return v;
 }
 
@@ -26,7 +26,7 @@ SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {
     if (type == ElementType::bfloat16) return gelu_erf_for_bf16(v);
   }
   if constexpr (op == PostOp::silu) {
-    if (type == ElementType::bfloat16) return silu_for_bf16(v);
+    if (type == ElementType::bfloat16) return swish<true>(v, 1.f);
   }
   return post_op<op>(v);
 }

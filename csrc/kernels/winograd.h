@@ -26,7 +26,7 @@ WinogradBlock winograd_block(const WinogradCall& call, int64_t tiles) {
   WinogradBlock block;
   block.row = x_stride_of<step>(call.in_channels);
   const int64_t tile_bytes = call.points() * block.row * static_cast<int64_t>(sizeof(X));
-  int64_t most = kBlockBytes / tile_bytes / kStripRows * kStripRows;
+  int64_t most = block_bytes() / tile_bytes / kStripRows * kStripRows;
   if (most < kLeastStrips * kStripRows) most = kLeastStrips * kStripRows;
   const int64_t blocks = (tiles + most - 1) / most;
   block.tiles = blocks <= 1 ? tiles : round_up((tiles + blocks - 1) / blocks, kStripRows);

@@ -1,33 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, tanh, sigmoid, the normal distribution: over vectors, in single precision. Needs simd/vec.h.
+// 2^t, tanh, sigmoid, the normal distribution: over vectors, in single precision. Needs simd/vec.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
 
 constexpr float kLog2OfE = 1.44269504f;
-
-// exp(v), relative error below 2e-7 on [-87, 88]; 0 and infinity beyond, NaN for NaN.
-// v = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series to r^7 (the next term is 5e-9), 2^n through the exponent.
-SLIPSTREAM_INLINE Vec exp(Vec v) {
-  const Vec low = broadcast(-87.3365f), high = broadcast(88.3762f);
-  const Vec x = at_most(at_least(v, low), high);
-  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  const Vec shifted = x * kLog2OfE + magic;
-  const Vec n = shifted - magic;
-  // ln 2 in two parts, so that n * ln 2 is subtracted without loss (Cody and Waite).
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec p = r * (1.f / 5040) + (1.f / 720);
-  p = p * r + (1.f / 120);
-  p = p * r + (1.f / 24);
-  p = p * r + (1.f / 6);
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
-  const VecI exponent = reinterpret_cast<VecI>(shifted) << 23;
-  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<VecI>(p) + exponent);
-  const Vec infinity = broadcast(__builtin_inff());
-  return select(v < low, broadcast(0.f), select(v > high, infinity, select(v != v, v, result)));
-}
 
 // 2^n 2^f of t = n + f with |f| <= 1/2, for t <= 127: 2^f by the polynomial through 1 whose largest relative error is least, of degree
 // 5 (9e-8, and 1.6e-7 with rounding), or of degree 4 (3e-6) for results that are rounded to bfloat16. Exactly 1 at 0, 0 below
@@ -55,7 +32,27 @@ SLIPSTREAM_INLINE Vec exp2(Vec t) {
 
 SLIPSTREAM_INLINE Vec relu6(Vec v) { return at_most(at_least(v, broadcast(0.f)), broadcast(6.f)); }
 
-SLIPSTREAM_INLINE Vec sigmoid(Vec v) { return 1.f / (1.f + exp(-v)); }
+// 1 / v for finite v of at least 1, relative error 1e-7 at most, or 6.2e-5 for results that are rounded to bfloat16: an estimate of 14
+// bits, and a step of Newton's. A division of 16 lanes takes 16 cycles.
+template <bool for_bf16>
+SLIPSTREAM_INLINE Vec reciprocal(Vec v) {
+#if SLIPSTREAM_WIDTH == 16
+  const Vec r = reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(v)));
+  if constexpr (for_bf16) return r;
+  return r + r * (1.f - v * r);
+#else
+  return 1.f / v;
+#endif
+}
+
+// 1 / (1 + 2^t), and 0 where 2^t is beyond floats, so that an infinite v times it is NaN as in torch.
+template <bool for_bf16>
+SLIPSTREAM_INLINE Vec logistic(Vec t) {
+  const Vec highest = broadcast(126.f);
+  return select(t > highest, Vec{}, reciprocal<for_bf16>(1.f + exp2<for_bf16>(at_most(t, highest))));
+}
+
+SLIPSTREAM_INLINE Vec sigmoid(Vec v) { return logistic<false>(v * -kLog2OfE); }
 
 // Below 0.625 v + v^3 P(v^2), P being that of least relative error of its degree (4e-9, and 1e-7 with rounding); above it
 // 1 - 2 / (exp(2|v|) + 1), where no digits cancel.
@@ -66,7 +63,7 @@ SLIPSTREAM_INLINE Vec tanh(Vec v) {
   p = p * s - 5.373952375e-02f;
   p = p * s + 1.333144002e-01f;
   p = p * s - 3.333328187e-01f;
-  const Vec large = 1.f - 2.f / (exp(a + a) + 1.f);
+  const Vec large = 1.f - 2.f * logistic<false>(a * (2 * kLog2OfE));
   const Vec sign_and_large = select(v < 0.f, -large, large);
   return select(a < 0.625f, v + (v * s) * p, sign_and_large);
 }
@@ -74,13 +71,13 @@ SLIPSTREAM_INLINE Vec tanh(Vec v) {
 // The upper tail of the standard normal distribution, Q(a) for a >= 0, with absolute error below 1e-7:
 // Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26 (erfc as a polynomial in t times exp).
 SLIPSTREAM_INLINE Vec normal_tail(Vec a) {
-  const Vec z = a * 0.70710678f;
-  const Vec t = 1.f / (1.f + z * 0.3275911f);
+  const Vec z = at_most(a, broadcast(20.f)) * 0.70710678f;  // Q(20) is 0 in floats
+  const Vec t = reciprocal<false>(1.f + z * 0.3275911f);
   Vec p = t * 1.061405429f - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  return 0.5f * (p * t) * exp(-z * z);
+  return 0.5f * (p * t) * exp2<false>(z * z * -kLog2OfE);
 }
 
 // v * P(X <= v): for negative v the tail itself is used, so that small results keep their digits.
@@ -107,24 +104,12 @@ SLIPSTREAM_INLINE Vec gelu_erf_for_bf16(Vec v) {
 SLIPSTREAM_INLINE Vec gelu_tanh(Vec v) {
   // 0.5 v (1 + tanh(u)) = v sigmoid(2u), u = sqrt(2/pi) (v + 0.044715 v^3)
   const Vec u2 = v * (1.5957691216f + 0.07135481283f * (v * v));
-  return v / (1.f + exp(-u2));
+  return v * logistic<false>(u2 * -kLog2OfE);
 }
 
-SLIPSTREAM_INLINE Vec silu(Vec v) { return v / (1.f + exp(-v)); }
-
-// 1 / v for results that are rounded to bfloat16, relative error 6.2e-5 at most; a division takes five times as long.
-SLIPSTREAM_INLINE Vec reciprocal_for_bf16(Vec v) {
-#if SLIPSTREAM_WIDTH == 16
-  return reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(v)));
-#else
-  return 1.f / v;
-#endif
-}
-
-// silu for such results. 2^128 is infinity, and what is divided by it 0 times v.
-SLIPSTREAM_INLINE Vec silu_for_bf16(Vec v) {
-  return v * reciprocal_for_bf16(1.f + exp2<true>(at_most(v * -kLog2OfE, broadcast(128.f))));
-}
+// v sigmoid(scale v)
+template <bool for_bf16>
+SLIPSTREAM_INLINE Vec swish(Vec v, float scale) { return v * logistic<for_bf16>(v * (scale * -kLog2OfE)); }
 
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

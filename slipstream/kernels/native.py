@@ -93,6 +93,23 @@ def use_level(name: str) -> None:
         raise UsageError.of(env.ISA, name, f"this machine runs levels up to {best}", "name one of those or unset it")
 
 
+def second_level_cache() -> int:
+    """Bytes of second-level cache that kernels choose their blocks by: a core's own, as its processor tells; 0 without the extension."""
+    return int(torch.ops.slipstream.second_level_cache()) if available() else 0
+
+
+@contextlib.contextmanager
+def blocks_for_cache(size: int) -> Iterator[None]:
+    """Choose blocks as for a second-level cache of ``size`` bytes for a while (process-wide, so not beside other threads)."""
+    require()
+    before = second_level_cache()
+    torch.ops.slipstream.use_second_level_cache(size)
+    try:
+        yield
+    finally:
+        torch.ops.slipstream.use_second_level_cache(before)
+
+
 @contextlib.contextmanager
 def level(name: str) -> Iterator[None]:
     """Use a level for a while (process-wide, so not beside other threads)."""

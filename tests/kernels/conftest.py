@@ -15,10 +15,14 @@ def levels_under_test():
     return [*native.levels(), native.EMULATED]
 
 
+# Sizes in the tests are chosen so that this much makes several blocks of them, whatever cache the machine has.
+CACHE = 1024 * 1024
+
+
 @pytest.fixture(params=levels_under_test())
 def level(request):
     if request.param == "plain":
         yield "plain"
         return
-    with native.level(request.param):
+    with native.level(request.param), native.blocks_for_cache(CACHE):
         yield request.param

@@ -101,7 +101,7 @@ struct TilePlan {
   LastScratch scratch;
 
   TilePlan(const ConvolutionLastCall& call, const LinearPart& part)
-      : image(last_image<uint16_t>(call, part.m_end - part.m_begin, kTileBlockBytes, kTileLineProduct)) {
+      : image(last_image<uint16_t>(call, part.m_end - part.m_begin, tile_block_bytes(), kTileLineProduct)) {
     const int64_t depth_tiles = call.taps() / image.across * packed_depth(ElementType::bfloat16, image.depth) / kTileDepth;
     scratch = last_scratch<uint16_t>(call, image, kTileCut, kTileBlockRows * kPanelColumns, depth_tiles);
   }

@@ -14,7 +14,7 @@ struct SplitPlan {
 
   // A place's cache lines are copied once a part, and multiplied as often as there are products.
   SplitPlan(const ConvolutionLastCall& call, const LinearPart& part)
-      : image(last_image<uint16_t>(call, part.m_end - part.m_begin, kSplitBlockBytes / call.linear.weight_parts,
+      : image(last_image<uint16_t>(call, part.m_end - part.m_begin, split_block_bytes() / call.linear.weight_parts,
                                    kTileLineProduct * products_of(call) / call.linear.weight_parts)) {
     const int64_t parts = call.linear.weight_parts;
     const int64_t depth_tiles = call.taps() / image.across * packed_depth(ElementType::bfloat16, image.depth) / kTileDepth;

@@ -18,9 +18,9 @@ constexpr int64_t kPartElements = kTileDepth * kPanelColumns;
 // Weights of a pass in three parts: 32 columns x 128 x 6 bytes = 24 KiB of a 48 KiB first-level cache; as much of x streams by.
 constexpr int64_t kSplitPassTiles = 128 / kTileDepth, kSplitGroupTiles = 8 * kSplitPassTiles;
 
-// x of a block in all its parts, of a 2 MiB second-level cache. A row of 4096 in three parts takes 24 KiB, and with fewer than 64 of them
+// x of a block in all its parts, 1.5 of a 2 MiB second-level cache. A row of 4096 in three parts takes 24 KiB, and with fewer than 64 of them
 // the weights would have to come from the third level at 16 bytes a cycle.
-constexpr int64_t kSplitBlockBytes = 1536 * 1024;
+inline int64_t split_block_bytes() { return second_level_cache() / 4 * 3; }
 
 // Which part of x is multiplied by which of the weight, the smallest products first: six for three parts, the last three of them
 // for two, the last alone for the leading ones.
@@ -32,7 +32,7 @@ constexpr int kPartProductCount = 6, kLeadingProduct = 5;
 constexpr int first_product(int64_t parts) { return parts == 3 ? 0 : 3; }
 
 inline int64_t split_block_rows(const LinearCall& call, int64_t rows) {
-  return tile_block_rows(packed_depth(ElementType::bfloat16, call.k) * call.weight_parts, rows, kSplitBlockBytes);
+  return tile_block_rows(packed_depth(ElementType::bfloat16, call.k) * call.weight_parts, rows, split_block_bytes());
 }
 
 // How sums are added up over the depth.
