@@ -94,7 +94,7 @@ def use_level(name: str) -> None:
 
 
 def second_level_cache() -> int:
-    """Bytes of second-level cache that kernels choose their blocks by: a core's own, as its processor tells; 0 without the extension."""
+    """Bytes of the second-level cache that kernels choose their blocks by, as the processor tells; 0 without the extension."""
     return int(torch.ops.slipstream.second_level_cache()) if available() else 0
 
 

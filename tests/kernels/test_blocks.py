@@ -43,7 +43,9 @@ def images(dtype):
     planes = torch.randn(1, 24, 20, 19)
     first = convolution.pack(torch.randn(30, 24, 3, 3), dtype=dtype, padding=(1, 1))
     yield lambda: convolution.convolution(planes, first)
-    wide, narrow = (Pointwise(linear.pack(torch.randn(size), dtype=dtype), None, "relu", dtype) for size in ((64, 40), (40, 64)))
+    wide, narrow = (
+        Pointwise(linear.pack(torch.randn(size), dtype=dtype), None, "relu", dtype) for size in ((64, 40), (40, 64))
+    )
     middle = Middle(depthwise.pack(torch.randn(64, 1, 3, 3), padding=(1, 1)), None, "relu6", dtype)
     yield lambda: inverted_residual(pixels, wide, middle, narrow)
     hidden, gate = lasting(2, 64, 14, 13).to(dtype), torch.rand(2, 64, 1, 1).to(dtype)

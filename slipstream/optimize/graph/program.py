@@ -30,7 +30,8 @@ UNDECIDED_CALLS = 4
 
 
 class Program:
-    """Runs a graph: the reference and the fast one the first time, then the fast one. ``broken`` says why no longer."""
+    """Runs a graph: the reference and the fast one the first time, then the fast one. ``broken`` says why no longer,
+    ``is_wrong`` that its answers were too far off."""
 
     def __init__(self, lowered: Lowered) -> None:
         self.lowered = lowered
@@ -39,7 +40,7 @@ class Program:
         self.dtype = lowered.product
         self.error = 0.0
         self.broken: str | None = None
-        self.is_right = False
+        self.is_right = self.is_wrong = False
         self.precisions = _asked_precisions()
         self.undecided = 0
         self.raised: Exception | None = None
@@ -91,7 +92,7 @@ class Program:
         else:
             self.error = max((error for error in errors if isinstance(error, float)), default=0.0)
             if self.error > max(LIMITS[self.dtype], *(PRECISION_LIMITS[asked] for asked in self.precisions)):
-                self.broken = f"not accurate enough on live data: relative error {self.error:.1e}"
+                self.broken, self.is_wrong = f"not accurate enough on live data: relative error {self.error:.1e}", True
             else:
                 self.is_right = True
 

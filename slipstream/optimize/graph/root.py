@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Way:
     """A captured graph: for which calls it holds, and whether it is the faster answer for sizes like theirs."""
 
     def __init__(self, captured: Capture, program: Program) -> None:
+        self.captured: Capture | None = captured  # until its graph is known to be right
         self.holds = captured.holds
         self.run = captured.wrap(program)
         self.program = program
@@ -168,9 +170,9 @@ class RootCall:
         if self.schedule.captures > 1:
             return result
         varied = self.schedule.is_varied()
-        modes = torch.is_inference_mode_enabled(), autocast.state_here()
         self.schedule.begin()
-        self._capture(module, *alike((args, kwargs)), dynamic=varied, modes=modes)
+        args, kwargs = alike((args, kwargs))
+        self._capture(lambda: self._captured(module, args, kwargs, dynamic=varied), _modes())
         if not self.ways:
             self._leave(module)
         return result
@@ -194,24 +196,25 @@ class RootCall:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         varied = self.schedule.is_varied()
-        modes = torch.is_inference_mode_enabled(), autocast.state_here()
-        self.capturing = True
         self.schedule.begin()
-        likenesses = alike((args, kwargs))
+        args, kwargs = alike((args, kwargs))
+        self._capture_beside(lambda: self._captured(module, args, kwargs, dynamic=varied))
+
+    def _capture_beside(self, captured: Callable[[], Capture]) -> None:
+        self.capturing = True
+        modes = _modes()
         gently = not self.options.early and not self.schedule.saves_much()
-        background.start(lambda: self._capture(module, *likenesses, dynamic=varied, modes=modes), gently=gently)
+        background.start(lambda: self._capture(captured, modes), gently=gently)
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
 
-    def _capture(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, modes: tuple[bool, Any]
-    ) -> None:
+    def _capture(self, capturing: Callable[[], Capture], modes: tuple[bool, Any]) -> None:
         """In a thread of ours. Whatever fails, the old way goes on."""
         inference, region = modes
         start, precision = time.perf_counter(), asked_precision()
         try:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
-                captured = self._captured(module, args, kwargs, dynamic=dynamic)
+                captured = capturing()
                 with background.one_thread():
                     lowered = lower(captured.graph, captured.inputs, self.options, captured.own)
                     program = Trial(lowered) if self.options.decides_only else Program(lowered)
@@ -269,6 +272,7 @@ class RootCall:
     def _decide(self, way: Way, sizes: Hashable, verdict: guards.Verdict) -> None:
         way.won[sizes] = verdict.fast
         way.races.pop(sizes, None)
+        way.captured = None
         why = f"{way.program.lowered.operators} fused operators" if verdict.fast else "the layers one by one are faster here"
         why += verdict.when()
         if verdict.fast:
@@ -292,10 +296,28 @@ class RootCall:
         if way.program.broken is not None:
             self.ways = tuple(other for other in self.ways if other is not way)
             log.note(self.what, False, way.program.broken, error_relative=way.program.error)
+            if way.program.is_wrong:
+                self._lower_for_float32(way)
         return result
+
+    def _lower_for_float32(self, way: Way) -> None:
+        """A model that bfloat16 is too coarse for gets the same graph in float32. Another capture would change nothing."""
+        self.schedule.stop()
+        captured = way.captured
+        if captured is None or self.options.dtype is torch.float32 or self.options.decides_only or set_up.is_spent():
+            return
+        self.options = replace(self.options, dtype=torch.float32)
+        self.known = self._known()
+        self.asked.clear()
+        self._capture_beside(lambda: captured)
 
     def _note(self, taken: bool, why: str, seconds: float) -> None:
         log.note(self.what, taken, why, setup_s=seconds)
+
+
+def _modes() -> tuple[bool, Any]:
+    """Of the calling thread, for a capture in another."""
+    return torch.is_inference_mode_enabled(), autocast.state_here()
 
 
 def shapes_of(*values: Any) -> Hashable:

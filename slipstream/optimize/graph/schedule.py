@@ -129,6 +129,10 @@ class Schedule:
         """Whether sizes change from call to call, so that the capture should hold for all of them."""
         return self.captures > 0 or len(self.sizes) > 1
 
+    def stop(self) -> None:
+        """No further capture: it would be as wrong as the last."""
+        self.captures = MOST_CAPTURES
+
     def begin(self) -> None:
         """A capture begins; what was noted has been used up."""
         self.captures += 1

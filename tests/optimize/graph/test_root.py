@@ -275,6 +275,49 @@ def test_a_graph_that_is_wrong_never_answers(at_once, monkeypatch):
     assert decision.reason.startswith("not accurate enough on live data")
 
 
+class Cancelling(nn.Module):
+    """The difference of two layers that are nearly alike, of which bfloat16 leaves no more than one digit."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        with torch.no_grad():
+            self.second.weight.copy_(self.first.weight + 0.01 * torch.randn(64, 64) / 8)
+            self.second.bias.copy_(self.first.bias)
+
+    def forward(self, x):
+        return self.first(x) - self.second(x)
+
+
+def test_where_bfloat16_is_too_coarse_the_same_graph_answers_in_float32(at_once):
+    at_once("bfloat16")
+    torch.manual_seed(0)
+    model, x = Cancelling().eval(), torch.randn(16, 64)
+    settle(model, x)
+    background.wait()
+    root = settle(model, x)
+    (way,) = root.ways
+    assert way.program.dtype is torch.float32
+    assert root.schedule.captures == schedule.MOST_CAPTURES  # dynamo is not asked again
+    got, wanted = answers(model, x)
+    assert error(got, wanted) < 1e-4
+    reasons = [(one.taken, one.reason) for one in log if one.what == "Cancelling.graph: whole model"]
+    assert reasons[-1][0], reasons
+
+
+def test_a_graph_that_is_wrong_is_not_captured_again(at_once, monkeypatch):
+    at_once("float32")
+    compare, capture, captures = Program._compare, root_file.capture, []
+    monkeypatch.setattr(Program, "_compare", lambda self, got, wanted: compare(self, [y * 1.01 for y in got], wanted))
+    monkeypatch.setattr(root_file, "capture", lambda *args, **kwargs: captures.append(1) or capture(*args, **kwargs))
+    model, x = Noting().eval(), torch.randn(6, 64)
+    root = settle(model, x)
+    for rows in (6, 7, 8, 9):
+        answers(model, torch.randn(rows, 64))
+        background.wait()
+    assert not root.ways and len(captures) == 1
+
+
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_failing_graph_falls_back_and_says_so(ready, settled):
     model, x, root = ready
