@@ -102,19 +102,26 @@ def _seldom_collecting() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
+def takes_a_core(threads: int) -> bool:
+    """Whether a team of so many threads has to share a core with what runs here: there is none besides."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads > 1 and allowed <= threads
+
+
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Parallel loops of this thread run on it alone: a second team would take the cores from the script's own."""
+def on_threads(count: int) -> Iterator[None]:
+    """Parallel loops of the calling thread run on so many threads, itself one of them."""
     try:
         runtime = openmp.of_torch()
     except SlipstreamError:
         yield
         return
-    before = runtime.set_threads(1)
+    before = runtime.set_threads(count)
     try:
         yield
     finally:
-        runtime.set_threads(*before)
+        if runtime.threads() == count:  # else the script has set one of its own
+            runtime.set_threads(*before)
 
 
 def _end() -> None:

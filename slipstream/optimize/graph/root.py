@@ -61,7 +61,7 @@ class RootCall:
         self.known = self._known()
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
-        self.capturing = False
+        self.capturing = self.gently = False
         self.account = accounts.Account(type(module).__name__, "graph")
 
     def _signature(self, module: nn.Module) -> Any:
@@ -143,7 +143,9 @@ class RootCall:
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call that is timed, and perhaps the one that sets off a capture."""
-        if self.capturing or any(leaf.is_nested for leaf in _tensors((args, kwargs))):
+        if self.capturing:
+            return self._beside_capture(module, args, kwargs)
+        if any(leaf.is_nested for leaf in _tensors((args, kwargs))):
             return self._plain(module, args, kwargs)
         if self.options.decides_only:
             return self._look(module, args, kwargs)
@@ -163,6 +165,15 @@ class RootCall:
         if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
             self._begin(module, args, kwargs)
         return result
+
+    def _beside_capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A plain call on the cores that a capture leaves: with a thread more its team would wait, at the end of each parallel
+        loop, for the one whose core the capture is on."""
+        threads = torch.get_num_threads()
+        if self.gently or not background.takes_a_core(threads):
+            return self._plain(module, args, kwargs)
+        with background.on_threads(threads - 1):
+            return self._plain(module, args, kwargs)
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call, and behind it at once a capture, to be looked at; another one if that held only for other sizes."""
@@ -203,8 +214,8 @@ class RootCall:
     def _capture_beside(self, captured: Callable[[], Capture]) -> None:
         self.capturing = True
         modes = _modes()
-        gently = not self.options.early and not self.schedule.saves_much()
-        background.start(lambda: self._capture(captured, modes), gently=gently)
+        self.gently = not self.options.early and not self.schedule.saves_much()
+        background.start(lambda: self._capture(captured, modes), gently=self.gently)
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
 
@@ -215,7 +226,7 @@ class RootCall:
         try:
             with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
                 captured = capturing()
-                with background.one_thread():
+                with background.on_threads(1):  # a second team would take the cores from the script's own
                     lowered = lower(captured.graph, captured.inputs, self.options, captured.own)
                     program = Trial(lowered) if self.options.decides_only else Program(lowered)
             program.reference = captured.original or program.reference

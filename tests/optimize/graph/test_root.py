@@ -16,6 +16,7 @@ from slipstream.decision import log
 from slipstream.optimize import accounts
 from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph import root as root_file
+from slipstream.optimize.graph.capture import CaptureRefused
 from slipstream.optimize.graph.program import Program
 from slipstream.optimize.optimize_model import optimize_model
 from slipstream.optimize.options import set_up
@@ -316,6 +317,62 @@ def test_a_graph_that_is_wrong_is_not_captured_again(at_once, monkeypatch):
         answers(model, torch.randn(rows, 64))
         background.wait()
     assert not root.ways and len(captures) == 1
+
+
+class CountingThreads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.seen = nn.Linear(64, 64), []
+
+    def forward(self, x):
+        self.seen.append(torch.get_num_threads())
+        return self.first(x)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_calls_beside_a_capture_leave_it_a_core_where_there_is_none_besides(at_once, monkeypatch, crowded):
+    at_once("float32")
+    done = threading.Event()
+
+    def wait(*args, **kwargs):
+        done.wait(60)
+        raise CaptureRefused("of this test")
+
+    monkeypatch.setattr(root_file, "capture", wait)
+    monkeypatch.setattr(root_file.Schedule, "saves_much", lambda self: True)
+    monkeypatch.setattr(background, "takes_a_core", lambda threads: crowded)
+    model, x = CountingThreads().eval(), torch.randn(6, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with torch.inference_mode():
+            model(x), model(x)
+            assert tier.root_call(model).capturing
+            model(x)
+            done.set()
+            background.wait()
+            model(x)
+        assert torch.get_num_threads() == 3
+    finally:
+        done.set()
+        torch.set_num_threads(before)
+    assert model.seen == [3, 3, 2 if crowded else 3, 3]
+
+
+def test_a_team_of_less_threads_is_for_a_while_and_for_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with background.on_threads(2):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
+        with background.on_threads(2):
+            torch.set_num_threads(4)
+        assert torch.get_num_threads() == 4  # the script's own
+    finally:
+        torch.set_num_threads(before)
+    assert not background.takes_a_core(1)
+    assert background.takes_a_core(100_000)
 
 
 @pytest.mark.parametrize("settled", [False, True])
