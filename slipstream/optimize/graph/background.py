@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from slipstream.errors import SlipstreamError
-from slipstream.runtime import openmp
+from slipstream.runtime import affinity, openmp
 
 SWITCH_S = 1e-4
 """How long the thread may hold Python's lock while the script wants it. Python's own 5 ms, waited for after each of a model's
@@ -102,10 +102,9 @@ def _seldom_collecting() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
-def takes_a_core(threads: int) -> bool:
+def shares_a_core(threads: int) -> bool:
     """Whether a team of so many threads has to share a core with what runs here: there is none besides."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads > 1 and allowed <= threads
+    return threads > 1 and len(affinity.allowed_cpus()) <= threads
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class RootCall:
         self.known = self._known()
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
-        self.capturing = self.gently = False
+        self.capturing = False
         self.account = accounts.Account(type(module).__name__, "graph")
 
     def _signature(self, module: nn.Module) -> Any:
@@ -170,7 +170,7 @@ class RootCall:
         """A plain call on the cores that a capture leaves: with a thread more its team would wait, at the end of each parallel
         loop, for the one whose core the capture is on."""
         threads = torch.get_num_threads()
-        if self.gently or not background.takes_a_core(threads):
+        if self._captures_gently() or not background.shares_a_core(threads):
             return self._plain(module, args, kwargs)
         with background.on_threads(threads - 1):
             return self._plain(module, args, kwargs)
@@ -180,10 +180,7 @@ class RootCall:
         result = self._plain(module, args, kwargs)
         if self.schedule.captures > 1:
             return result
-        varied = self.schedule.is_varied()
-        self.schedule.begin()
-        args, kwargs = alike((args, kwargs))
-        self._capture(lambda: self._captured(module, args, kwargs, dynamic=varied), _modes())
+        self._capture(self._capturing(module, args, kwargs), _modes())
         if not self.ways:
             self._leave(module)
         return result
@@ -206,16 +203,23 @@ class RootCall:
             self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._capture_beside(self._capturing(module, args, kwargs))
+
+    def _capturing(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Capture]:
+        """What captures for calls like this one, once it is called; noted as begun."""
         varied = self.schedule.is_varied()
         self.schedule.begin()
         args, kwargs = alike((args, kwargs))
-        self._capture_beside(lambda: self._captured(module, args, kwargs, dynamic=varied))
+        return lambda: self._captured(module, args, kwargs, dynamic=varied)
 
-    def _capture_beside(self, captured: Callable[[], Capture]) -> None:
+    def _captures_gently(self) -> bool:
+        """Whether a capture gives way to the script's calls."""
+        return not self.options.early and not self.schedule.saves_much()
+
+    def _capture_beside(self, capturing: Callable[[], Capture]) -> None:
         self.capturing = True
         modes = _modes()
-        self.gently = not self.options.early and not self.schedule.saves_much()
-        background.start(lambda: self._capture(captured, modes), gently=self.gently)
+        background.start(lambda: self._capture(capturing, modes), gently=self._captures_gently())
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
 

@@ -340,7 +340,7 @@ def test_calls_beside_a_capture_leave_it_a_core_where_there_is_none_besides(at_o
 
     monkeypatch.setattr(root_file, "capture", wait)
     monkeypatch.setattr(root_file.Schedule, "saves_much", lambda self: True)
-    monkeypatch.setattr(background, "takes_a_core", lambda threads: crowded)
+    monkeypatch.setattr(background, "shares_a_core", lambda threads: crowded)
     model, x = CountingThreads().eval(), torch.randn(6, 64)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -359,7 +359,7 @@ def test_calls_beside_a_capture_leave_it_a_core_where_there_is_none_besides(at_o
     assert model.seen == [3, 3, 2 if crowded else 3, 3]
 
 
-def test_a_team_of_less_threads_is_for_a_while_and_for_one_thread():
+def test_a_team_of_fewer_threads_is_for_a_while_and_for_one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -371,8 +371,8 @@ def test_a_team_of_less_threads_is_for_a_while_and_for_one_thread():
         assert torch.get_num_threads() == 4  # the script's own
     finally:
         torch.set_num_threads(before)
-    assert not background.takes_a_core(1)
-    assert background.takes_a_core(100_000)
+    assert not background.shares_a_core(1)
+    assert background.shares_a_core(100_000)
 
 
 @pytest.mark.parametrize("settled", [False, True])
