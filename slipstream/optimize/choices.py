@@ -14,7 +14,7 @@ import os
 import pathlib
 import random
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -77,6 +77,7 @@ class Memory:
         self._file: ChoiceFile | None = None
         self._known = Rows()
         self._kept: dict[str, Choice] = {}
+        self._at_exit: dict[Hashable, Callable[[], None]] = {}
         self._opened = self._armed = self._deferred = False
         self._random = random.Random()  # one of its own: the script's sequence stays as it is
         self._figures = {"read": 0, "used": 0, "measured": 0}
@@ -99,13 +100,31 @@ class Memory:
             return
         way = OURS if fast else ORIGINAL
         self._kept[text] = Choice(way, round(speedup_x, 4), float(margin), rounds, float(f"{original_s:.4g}"), int(time.time()))
-        if not self._armed:
-            self._armed = True
-            atexit.register(self.flush)
-            os.register_at_fork(after_in_child=self._kept.clear)  # they are the parent's to write
+        self._arm()
         if not self._deferred:
             self.flush()
         self._count("measured")
+
+    def at_exit(self, question: Hashable, keep: Callable[[], None]) -> None:
+        """Have ``keep``, which may keep an answer to the question, called when the process ends. The last one given counts."""
+        self._at_exit[question] = keep
+        self._arm()
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            atexit.register(self._end)
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _end(self) -> None:
+        for keep in list(self._at_exit.values()):
+            keep()
+        self.flush()
+
+    def _forget(self) -> None:
+        """What is not written yet: in a child, it is the parent's to write."""
+        self._kept.clear()
+        self._at_exit.clear()
 
     def flush(self) -> None:
         """Write what is not written yet. What another process keeps us from is left for the next time."""
@@ -128,7 +147,7 @@ class Memory:
         self.flush()
         self._file, self._opened, self._deferred, self.reads = None, False, False, True
         self._known = Rows()
-        self._kept.clear()
+        self._forget()
         self._figures = dict.fromkeys(self._figures, 0)
 
     def _is_open(self) -> bool:

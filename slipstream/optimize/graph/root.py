@@ -24,7 +24,7 @@ from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
-from slipstream.optimize.known_graphs import Known
+from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
 
 SLOT = "_compiled_call_impl"
@@ -59,6 +59,8 @@ class RootCall:
         self.arguments = self._signature(module)
         self.schedule = self._schedule(module)
         self.known = self._known()
+        self.repayment: Repayment | None = None
+        self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
         self.capturing = False
@@ -143,6 +145,8 @@ class RootCall:
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call that is timed, and perhaps the one that sets off a capture."""
+        if self.repayment is not None:
+            self.repayment.others += 1
         if self.capturing:
             return self._beside_capture(module, args, kwargs)
         if any(leaf.is_nested for leaf in _tensors((args, kwargs))):
@@ -201,6 +205,12 @@ class RootCall:
         self.asked[shapes], self.plain_s[sizes] = known, seconds
         if known is not None and not known.fast:
             self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
+        elif self.repayment is None:
+            schedule = self.schedule
+            saved_s = schedule.saved() / schedule.calls
+            self.repayment, schedule.repaid = self.known.repayment(schedule.cost(), saved_s, self.account)
+            if schedule.repaid is False:
+                self._note(False, "not captured yet: when this script last ran it ended before a graph would have repaid", 0.0)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._capture_beside(self._capturing(module, args, kwargs))
@@ -279,7 +289,8 @@ class RootCall:
         speedup = race.speedup()
         if speedup is not None:
             verdict = guards.Verdict(speedup > 1, speedup)
-            self.known.keep(sizes, verdict, race.ROUNDS, min(race.seconds[0]))
+            self.plain_s[sizes] = min(race.seconds[0])
+            self.known.keep(sizes, verdict, race.ROUNDS, self.plain_s[sizes])
             self._decide(way, sizes, verdict)
         elif known is not None and race.confirms(self.plain_s.get(sizes, 0.0)):
             self._decide(way, sizes, known)
@@ -292,12 +303,20 @@ class RootCall:
         why += verdict.when()
         if verdict.fast:
             accounts.enter(self.what, self.account)
+            self._expect_repayment(verdict.speedup_x, self.plain_s.get(sizes))
         log.note(self.what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=way.program.error)
+
+    def _expect_repayment(self, speedup_x: float, plain_s: float | None) -> None:
+        """From what the graph was found to save of a call."""
+        if self.repayment is not None and plain_s is not None and speedup_x > 1:
+            self.clear_at = self.repayment.clear_at(plain_s * (1 - 1 / speedup_x))
 
     def _run(self, way: Way, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """By the graph. Where that fails in a way of its own, the original answers, and the graph is dropped."""
         account = self.account
         account.calls += 1
+        if account.calls == self.clear_at and self.repayment is not None:
+            self.repayment.keep()
         try:
             if account.calls == account.next_timed:
                 result = accounts.timed(account, lambda: way.run(module, *args, **kwargs))

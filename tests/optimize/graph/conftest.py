@@ -16,7 +16,7 @@ def at_once(monkeypatch, engine):
     """The second call sets off a capture, and the graph wins every race. Call it to switch the engine on."""
     monkeypatch.setattr(schedule, "CALLS", 1)
     monkeypatch.setattr(schedule, "SMALL_S", 0.0)
-    monkeypatch.setattr(schedule, "BESIDE", 0.0)
+    monkeypatch.setattr(schedule, "BESIDE", 1e-9)
     monkeypatch.setattr(schedule, "CALLS_OF_PROOF", 0)
     monkeypatch.setattr(Race, "ROUNDS", 1)
     monkeypatch.setattr(Race, "speedup", lambda self: 2.0 if all(self.seconds) else None)

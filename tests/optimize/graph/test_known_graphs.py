@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process found about a model's graph spares the next one wait and race, and is doubted where it does not fit."""
 
+import pathlib
+import subprocess
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.contest import contestants
 from slipstream.decision import log
-from slipstream.optimize import choices, guards
+from slipstream.optimize import choices, guards, known_graphs
+from slipstream.optimize.accounts import Account
 from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph.root import bucket_of
-from slipstream.optimize.known_graphs import Known, fingerprint
+from slipstream.optimize.known_graphs import Known, Repayment, fingerprint
 from slipstream.optimize.options import Options
+from slipstream.runtime import cache_folder
 from tests.optimize.graph.conftest import needs_native, settle
 
 WHAT = "Net.graph: whole model"
@@ -31,15 +38,31 @@ def believing(monkeypatch, clean):
     monkeypatch.setattr(choices.memory, "again", 10**12)
     monkeypatch.setattr(schedule, "SMALL_S", 0.0)
     monkeypatch.setattr(schedule, "ASK_S", 0.0)
+    monkeypatch.setattr(known_graphs, "script", lambda: "some script")
 
 
-def remember(model, x, *, fast, speedup, dtype=torch.float32):
-    """As a process that raced this, and ended."""
+def remember(model, x, *, fast, speedup, worth=10.0, dtype=torch.float32):
+    """As a process that raced this, made calls worth so many captures, and ended."""
     known = Known(Options(dtype))
     with torch.inference_mode():
         known.verdict(model, bucket_of((x,), {}))
         known.keep(bucket_of((x,), {}), guards.Verdict(fast, speedup), 3, 0.1)
+    ended(known, worth)
     guards.speed.clear()
+
+
+def ended(known, worth):
+    repayment, _ = known.repayment(1.0, worth / 100, Account())
+    repayment.others = 100
+    repayment.keep()
+
+
+def repaid(model, dtype=torch.float32):
+    """What a next process of the script is told."""
+    guards.speed.clear()
+    known = Known(Options(dtype))
+    known.verdict(model, ())
+    return known.repayment(1.0, 1.0, Account())[1]
 
 
 def reason():
@@ -131,3 +154,99 @@ def test_a_race_that_ended_is_kept(at_once):
     guards.speed.clear()
     with torch.inference_mode():
         assert Known(Options(torch.float32)).verdict(Net(), bucket_of((x,), {})).fast
+
+
+def test_a_scripts_length_is_remembered_in_captures():
+    model = Net()
+    remember(model, torch.randn(6, 64), fast=True, speedup=2.0, worth=10.0)
+    assert repaid(model) is True
+    assert repaid(Net(65)) is None
+    assert repaid(model, torch.bfloat16) is None
+    remember(Net(65), torch.randn(6, 65), fast=True, speedup=2.0, worth=0.5)
+    assert repaid(Net(65)) is False
+
+
+def test_lengths_that_contradict_each_other_say_nothing():
+    model, x = Net(), torch.randn(6, 64)
+    remember(model, x, fast=True, speedup=2.0, worth=10.0)
+    remember(model, x, fast=True, speedup=2.0, worth=0.1)
+    assert repaid(model) is None
+    remember(model, x, fast=True, speedup=2.0, worth=0.1)
+    assert repaid(model) is False
+
+
+def test_another_script_is_another_question(monkeypatch):
+    model = Net()
+    remember(model, torch.randn(6, 64), fast=True, speedup=2.0)
+    monkeypatch.setattr(known_graphs, "script", lambda: "another")
+    assert repaid(model) is None
+    monkeypatch.setattr(known_graphs, "script", lambda: None)
+    known = Known(Options(torch.float32))
+    known.verdict(model, ())
+    assert known.repayment(1.0, 1.0, Account()) == (None, None)
+
+
+def test_it_is_clear_once_the_calls_so_far_have_repaid_by_a_tenth():
+    graph = Account()
+    repayment = Repayment(("question",), 1.0, 0.0, graph)
+    repayment.others = 40
+    at = repayment.clear_at(0.01)
+    assert at == 110 - 40 + 1
+    graph.calls = at
+    assert repayment.worth() == pytest.approx(1.11)
+    assert repayment.clear_at(0.1) == at + 1, "long since"
+
+
+@needs_native
+def test_a_script_that_ended_before_a_capture_would_have_repaid_is_not_captured_early_again(engine):
+    model, x = Net().eval(), torch.randn(6, 64)
+    remember(model, x, fast=True, speedup=2.0, worth=0.5)
+    engine("float32")
+    root = call(model, x, 6)
+    assert root.schedule.captures == 0
+    assert reason() == "not captured yet: when this script last ran it ended before a graph would have repaid"
+
+
+@needs_native
+def test_a_process_tells_the_next_one_as_soon_as_it_is_clear(engine, monkeypatch):
+    model, x = Net().eval(), torch.randn(6, 64)
+    remember(model, x, fast=True, speedup=2.0)
+    engine("float32")
+    root = call(model, x, 3)
+    root.plain_s = dict.fromkeys(root.plain_s, 1e3)  # against which any call of the graph is fast
+    call(model, x, 2)
+    assert root.clear_at > root.account.calls
+    kept = Mock()
+    monkeypatch.setattr(guards.speed.memory, "keep", kept)
+    call(model, x, root.clear_at - root.account.calls - 1)
+    assert not kept.called
+    call(model, x, 3)
+    kept.assert_called_once()
+    (question, fast, worth, *_), _ = kept.call_args
+    assert question[:3] == ("repaid", fingerprint(model), "some script") and fast and worth > choices.CLEAR
+
+
+SCRIPT = """
+import torch
+model = torch.nn.Sequential(*(torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(8))).eval()
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model
+    def forward(self, x):
+        return self.inner(x) + 1
+net, x = Net().eval(), torch.randn(8, 16, 64, 64)
+with torch.inference_mode():
+    for _ in range(4):
+        net(x)
+"""
+
+
+@needs_native
+def test_a_process_that_ends_has_written_how_long_it_was(tmp_path):
+    script = tmp_path / "short.py"
+    script.write_text(SCRIPT)
+    command = [*contestants.ipexrun(), "--auto_ipex", "--memory-allocator", "default", str(script)]
+    subprocess.run(command, check=True, timeout=120)
+    (kept,) = pathlib.Path(cache_folder.folder()).glob("choices-*.jsonl")
+    assert sum("repaid" in line for line in kept.read_text().splitlines()) == 1

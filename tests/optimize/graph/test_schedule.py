@@ -54,22 +54,36 @@ def test_what_gains_more_is_captured_earlier():
     assert seconds_until_due(Schedule(100, 0.05), 0.005) < seconds_until_due(Schedule(100, 0.05), 0.5)
 
 
-def test_where_a_graph_saves_a_third_a_script_has_to_last_for_a_part_of_the_cost_only():
+def test_where_a_graph_saves_a_third_a_script_has_to_last_for_as_long_as_it_costs():
     much, less = Schedule(modules=100, share=schedule.MUCH), Schedule(modules=100, share=0.9 * schedule.MUCH)
     call_until_due(much, 0.1)
     assert much.seconds >= schedule.RISK * much.cost() > much.seconds - 0.1
     assert much.saved() < much.cost()
     call_until_due(less, 1.0)
     assert less.saved() >= less.cost()
-    assert call_until_due(Schedule(modules=100, share=schedule.MUCH), 1.0) == schedule.CALLS
 
 
-def test_a_model_that_is_known_to_win_is_captured_at_its_second_call():
-    known = Schedule(modules=100, share=0.01, known=True)
+def test_a_graph_that_is_known_to_win_and_to_repay_is_captured_at_the_second_call():
+    def plan(**earlier):
+        return Schedule(modules=100, share=0.1, **earlier)
+
+    known = plan(known=True, repaid=True)
     assert call_until_due(known, 0.01) == schedule.KNOWN_CALLS
     known.begin()
     assert call_until_due(known, 0.01) == schedule.CALLS, "the first capture did not hold"
-    assert call_until_due(Schedule(modules=100, share=0.01, known=True), schedule.SMALL_S / 2, most=1000) is None
+    assert call_until_due(plan(known=True, repaid=True), schedule.SMALL_S / 2, most=1000) is None
+    unsure = call_until_due(plan(), 0.01)
+    assert unsure > schedule.CALLS
+    for earlier in ({"known": True}, {"repaid": True}, {"known": True, "repaid": False}):
+        assert call_until_due(plan(**earlier), 0.01) == unsure
+
+
+def test_a_script_that_ended_too_early_before_is_not_risked_anything_for():
+    risked, careful = (Schedule(modules=100, share=schedule.MUCH, repaid=repaid) for repaid in (None, False))
+    call_until_due(risked, 0.1)
+    call_until_due(careful, 0.1)
+    assert risked.saved() < risked.cost()
+    assert careful.saved() >= careful.cost()
 
 
 def test_earlier_processes_are_not_asked_about_short_and_first_calls():

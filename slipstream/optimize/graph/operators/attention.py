@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -28,17 +29,25 @@ class Attention(Operator):
         self, product: torch.dtype, out: torch.dtype, *, causal: bool, scale: float | None, unseen: float = 0.0
     ) -> None:
         super().__init__(product, out)
-        self.in_parts = {
-            parts: quick.attention(product, out, causal=causal, scale=scale, unseen=unseen, parts=parts)
-            for parts in ((1, 2, 3) if product is torch.float32 and has_tiles() else (1,))
-        }
-        self.run = self.in_parts[1]
+        self.causal = causal
+        self.scale = scale
+        self.unseen = unseen
         self.ways: dict[Hashable, int] = {}
         """Parts by size and precision."""
 
+    @functools.cached_property
+    def in_parts(self) -> dict[int, quick.Quick]:
+        """At the first call: until then ``out`` may change."""
+        return {
+            parts: quick.attention(
+                self.product, self.out, causal=self.causal, scale=self.scale, unseen=self.unseen, parts=parts
+            )
+            for parts in ((1, 2, 3) if self.product is torch.float32 and has_tiles() else (1,))
+        }
+
     def __call__(self, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
         if len(self.in_parts) == 1:
-            return self.run(query, key, value, mask)
+            return self.in_parts[1](query, key, value, mask)
         return self.in_parts[self.parts(query, key, value, mask)](query, key, value, mask)
 
     def parts(self, query: Any, key: Any, value: Any, mask: Any) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,7 +20,12 @@ class LayerNorm(Operator):
 
     def __init__(self, out: torch.dtype, eps: float) -> None:
         super().__init__(torch.float32, out)
-        self.run = quick.layer_norm(eps, out, centred=True)
+        self.eps = eps
+
+    @functools.cached_property
+    def run(self) -> quick.Quick:
+        """At the first call: until then ``out`` may change."""
+        return quick.layer_norm(self.eps, self.out, centred=True)
 
     def __call__(self, x: Any, residual: Any, weight: Any, bias: Any) -> torch.Tensor:
         return self.run(x, residual, weight, bias)
@@ -32,7 +38,12 @@ class RmsNorm(Operator):
 
     def __init__(self, out: torch.dtype, eps: float) -> None:
         super().__init__(torch.float32, out)
-        self.run = quick.layer_norm(eps, out, centred=False)
+        self.eps = eps
+
+    @functools.cached_property
+    def run(self) -> quick.Quick:
+        """At the first call: until then ``out`` may change."""
+        return quick.layer_norm(self.eps, self.out, centred=False)
 
     def __call__(self, x: Any, residual: Any, weight: Any) -> torch.Tensor:
         return self.run(x, residual, weight, None)

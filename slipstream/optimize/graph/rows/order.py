@@ -123,8 +123,8 @@ class _Orders:
     def _ordered(self, node: fx.Node) -> Ordered | None:
         """Where its rows are, if not in a tensor that is there in just their order, or that torch makes without a copy."""
         rows = self.rows(node)
-        made = tensor(node)
-        if rows is None or made is None or tensor(rows.source).shape[-1] < FEWEST_COLUMNS:  # type: ignore[union-attr]
+        source = None if rows is None else tensor(rows.source)
+        if rows is None or tensor(node) is None or source is None or not source.dim() or source.shape[-1] < FEWEST_COLUMNS:
             return None
         there = self.carried.get(rows.source)
         if there is not None:
