@@ -7,11 +7,14 @@ An output that is a view shows the strides of what it is a view of; so that tens
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.nodes import name_of, strides_of, tensor
+from slipstream.optimize.graph.nodes import name_of, strides_of, tensor, value
 from slipstream.optimize.graph.precision import VIEWS
 from slipstream.optimize.pieces import layouts
 
@@ -47,16 +50,56 @@ def _taken_of(graph: fx.Graph, view: fx.Node, base: fx.Node) -> fx.Node:
     return graph.node_copy(view, lambda node: base if node is before else node)
 
 
+def follow(fast: fx.GraphModule, inputs: Sequence[Any], got: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Have outputs laid out as torch's own were, where nothing but strides differs; returns whether that can be done.
+
+    A capture may tell them otherwise than torch then makes them: a reshape leaves any stride along an axis of one, by which a
+    convolution tells in which order channels lie.
+    """
+    output = next(node for node in fast.graph.nodes if node.op == "output")
+    places = [number for number, (ours, torchs) in enumerate(zip(got, wanted, strict=True)) if _differ(ours, torchs)]
+    memories = Counter(_address(made) for made in (*inputs, *wanted) if isinstance(made, torch.Tensor))
+    if any(memories[_address(wanted[place])] > 1 for place in places):
+        return False  # a copy would not be the view that torch's is
+    results = list(output.args[0])  # type: ignore[arg-type]
+    fixed = all(_is_fixed(value(node)) for node in fast.graph.nodes if node.op == "placeholder")
+    with fast.graph.inserting_before(output):
+        for place in places:
+            made = wanted[place]
+            results[place] = _as_in_memory(fast.graph, results[place], made, made.stride() if fixed else None)
+    output.args = (tuple(results),)
+    fast.recompile()
+    return True
+
+
+def _differ(ours: Any, torchs: Any) -> bool:
+    return isinstance(torchs, torch.Tensor) and ours.stride() != torchs.stride()
+
+
+def _is_fixed(given: Any) -> bool:
+    """Whether an input has the same sizes in every call that the capture holds for."""
+    if isinstance(given, torch.Tensor):
+        return all(isinstance(length, int) for length in given.shape)
+    return not isinstance(given, torch.SymInt)
+
+
+def _address(made: torch.Tensor) -> int:
+    return made.untyped_storage().data_ptr()
+
+
 def _put_right(graph: fx.Graph, base: fx.Node, is_low: bool) -> fx.Node:
     made = tensor(base)
     assert made is not None
     right = graph.call_method("to", (base, torch.float32)) if is_low else base
-    if made.dim() == 0:
-        return right
+    return right if made.dim() == 0 else _as_in_memory(graph, right, made, _known(made))
+
+
+def _as_in_memory(graph: fx.Graph, right: Any, made: torch.Tensor, strides: tuple[int, ...] | None) -> fx.Node:
+    """A node for what is laid out as this tensor is, with these strides, if they are known."""
     if made.is_contiguous():
-        return graph.call_function(laid_out, (right, torch.contiguous_format, _known(made)))
+        return graph.call_function(laid_out, (right, torch.contiguous_format, strides))
     if made.dim() in layouts.CHANNELS_LAST and made.is_contiguous(memory_format=layouts.CHANNELS_LAST[made.dim()]):
-        return graph.call_function(laid_out, (right, layouts.CHANNELS_LAST[made.dim()], _known(made)))
+        return graph.call_function(laid_out, (right, layouts.CHANNELS_LAST[made.dim()], strides))
     return graph.call_function(with_axes_in_order, (right, _order(made)))
 
 
