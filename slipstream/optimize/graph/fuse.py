@@ -152,7 +152,8 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     row.residual = row.take("add", promoted=True)
     order = None if row.residual is not None else row.take_permuted_sum(graph)
     batch = math.prod(sizes_of(given["input"])[:-1])
-    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, batch, given.get("rows"))
+    transposed = name_of(node) == "linear_transposed"
+    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, batch, given.get("rows"), transposed)
     inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
     return replace_row(graph, row.nodes, operator, inputs, order)
 
@@ -285,6 +286,7 @@ def _order_of(permute: fx.Node) -> tuple[int, ...]:
 _MAKERS = {
     "linear": _fuse_linear,
     "linear_rows": _fuse_linear,
+    "linear_transposed": _fuse_linear,
     "conv2d": _fuse_convolution,
     "layer_norm": fuse_layer_norm,
     "rms_norm": fuse_rms_norm,

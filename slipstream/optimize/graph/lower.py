@@ -12,6 +12,9 @@ from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
+from slipstream.optimize.graph.composites.multihead import spell_multihead
+from slipstream.optimize.graph.composites.transposed_linear import spell_transposed_linears
 from slipstream.optimize.graph.features.fuse_features import fuse_features
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
@@ -63,6 +66,9 @@ def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Co
     reference = fx.GraphModule(captured, pure)
     graph = _copy(pure)
     simplify(graph)
+    spell_multihead(graph)
+    spell_encoder_layers(graph)
+    spell_transposed_linears(graph, _placeholders(graph, own))
     folds = not regions and not options.low_memory
     if folds:
         fold_constants(graph, _placeholders(graph, own))

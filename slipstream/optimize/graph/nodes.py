@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "linear_rows": ("input", "weight", "bias", "rows"),
+    "linear_transposed": ("input", "weight", "bias"),
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu"),
         ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first"),

@@ -19,7 +19,7 @@ FOLLOWERS = frozenset(
     {
         "add", "sub", "mul", "neg", "abs", "maximum", "minimum", "clamp", "relu", "relu6", "gelu", "silu", "sigmoid", "tanh",
         "hardswish", "hardsigmoid", "hardtanh", "quick_gelu", "leaky_relu", "elu", "mish", "cat", "concat", "stack", "where",
-        "masked_fill", "pad", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "masked_fill", "pad", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d",
         "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pixel_shuffle", "pixel_unshuffle",
         "mean", "clone",
     }

@@ -63,7 +63,8 @@ class LinearPiece(PrecisionPiece, WeightLayerPiece):
     def kind(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> Hashable:
         weight = tensors[0]
         assert weight is not None
-        return ("linear", tuple(weight.shape), dtype, self.held.parts, self.followers.norm is not None)
+        name = "linear" if self.depth_axis else "transposed linear"
+        return (name, tuple(weight.shape), dtype, self.held.parts, self.followers.norm is not None)
 
     def make(self, module: nn.Module, tensors: Tensors, dtype: torch.dtype) -> tuple[Any, int]:
         weight, bias, *rest = tensors

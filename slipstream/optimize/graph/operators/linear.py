@@ -39,23 +39,27 @@ class Linear(LinearOperator):
     """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.
 
     A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT. ``rows`` are those of weight and bias that it
-    answers for, by default all: it reads a part of the whole weight's pack. There is no scale then.
+    answers for, by default all: it reads a part of the whole weight's pack. There is no scale then. ``transposed``: the weight
+    is [K, N].
     """
 
     kind = "linear"
     first_weight = 3
 
-    def __init__(self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, rows: Rows = None) -> None:
+    def __init__(
+        self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, rows: Rows = None, transposed: bool = False
+    ) -> None:
         super().__init__(product, out, post_op, batch)
         self.rows = rows
+        self.transposed = transposed
         self._cut: tuple[Any, Any] = (None, None)
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         weight, bias, scale = tensors
         assert weight is not None
         if scale is not None:
-            return ("scaled linear", tuple(weight.shape), self.held, id(bias), id(scale))
-        return shared_kind(weight, self.held)
+            return ("scaled linear", self.transposed, tuple(weight.shape), self.held, id(bias), id(scale))
+        return shared_kind(weight, self.held, transposed=self.transposed)
 
     def sources(self, tensors: Tensors) -> Tensors:
         return tensors[:1] if tensors[2] is None else tensors
@@ -63,7 +67,7 @@ class Linear(LinearOperator):
     def make(self, tensors: Tensors) -> tuple[Any, int]:
         weight, bias, scale = tensors
         assert weight is not None
-        shift = None
+        weight, shift = weight.detach().t() if self.transposed else weight, None
         if scale is not None:
             weight = weight.detach().float() * scale.detach().float()[:, None]
             shift = None if bias is None else bias.detach().float() * scale.detach().float()
@@ -87,6 +91,7 @@ class Linear(LinearOperator):
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
         weight, bias, scale = tensors
+        weight = weight.t() if self.transposed else weight
         if self.rows is not None:
             bias = None if bias is None else bias[self.rows[0] : self.rows[1]]
             weight = weight[self.rows[0] : self.rows[1]]
@@ -109,6 +114,6 @@ class Linear(LinearOperator):
         return part
 
 
-def shared_kind(weight: torch.Tensor, held: kernel.Held) -> Hashable:
-    """The kind of a pack of this weight alone: as LinearPiece's, to share its packs."""
-    return (("linear", tuple(weight.shape), *held, False), None)
+def shared_kind(weight: torch.Tensor, held: kernel.Held, *, transposed: bool = False) -> Hashable:
+    """The kind of a pack of this weight alone: as LinearPiece's, or TransposedLinearPiece's, to share its packs."""
+    return (("transposed linear" if transposed else "linear", tuple(weight.shape), *held, False), None)
