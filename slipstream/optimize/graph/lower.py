@@ -55,9 +55,18 @@ class Lowered:
 def lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Collection[int] = ()) -> Lowered:
     """Lower a graph and pack its weights; ``own`` are the numbers of those inputs that are parameters or buffers of the model.
 
-    Raises CaptureRefused where it is impure, or nothing in it is ours; with ``options.low_memory`` also where it would need
-    packs that the layers do not have.
+    Raises CaptureRefused where it is impure, its sizes depend on values, or nothing in it is ours; with ``options.low_memory``
+    also where it would need packs that the layers do not have.
     """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        return _lower(captured, inputs, options, own)
+    except GuardOnDataDependentSymNode:
+        raise CaptureRefused("sizes in it depend on values") from None
+
+
+def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: Collection[int]) -> Lowered:
     dtype = options.dtype
     pure = _copy(captured.graph)
     speak_torch(pure)

@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from slipstream.optimize.graph.capture import CaptureRefused
+
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "linear_rows": ("input", "weight", "bias", "rows"),
@@ -108,15 +110,22 @@ def tensor(node: Any) -> torch.Tensor | None:
 
 
 def sizes_of(node: fx.Node) -> tuple[int, ...]:
-    """The sizes that a tensor had in the capture."""
+    """The sizes that a tensor had in the capture. Raises CaptureRefused where they depend on values."""
     value = tensor(node)
     assert value is not None
-    return tuple(length if isinstance(length, int) else length.node.hint for length in value.shape)
+    return tuple(map(_length, value.shape))
 
 
 def strides_of(made: torch.Tensor) -> tuple[int, ...]:
-    """The strides that it had in the capture."""
-    return tuple(stride if isinstance(stride, int) else stride.node.hint for stride in made.stride())
+    """The strides that it had in the capture. Raises CaptureRefused where they depend on values."""
+    return tuple(map(_length, made.stride()))
+
+
+def _length(length: Any) -> int:
+    known = length if isinstance(length, int) else length.node.hint
+    if known is None:
+        raise CaptureRefused("sizes in it depend on values")
+    return int(known)
 
 
 def is_float32(node: Any) -> bool:

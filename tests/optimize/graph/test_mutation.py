@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.optimize.graph.capture import CaptureRefused, capture
+from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.mutation import make_pure
+from slipstream.optimize.options import Options
 from tests.optimize.graph.conftest import needs_native, settle
 
 
@@ -211,3 +213,22 @@ def test_a_graph_of_it_answers_as_the_model(what, at_once):
 def test_refused(what):
     with pytest.raises(CaptureRefused):
         make_pure(graph_of(what)[2].graph.graph)
+
+
+def picked(self, x):
+    y = self.layer(x)
+    return self.layer(y[y[:, 0] > 0] * 2)
+
+
+def written_into_what_was_picked(self, x):
+    y = self.layer(x)
+    rows = y[y > 0].view(-1, 1) + 1
+    rows[:, 0] = 2
+    return self.layer(rows.expand(-1, 8).reshape(-1, 8))
+
+
+@pytest.mark.parametrize("what", [picked, written_into_what_was_picked])
+def test_sizes_that_depend_on_values_are_no_graph(what):
+    captured = graph_of(what)[2]
+    with torch.inference_mode(), pytest.raises(CaptureRefused, match="depend on values"):
+        lower(captured.graph, captured.inputs, Options(torch.float32), captured.own)

@@ -11,7 +11,7 @@ from torch import fx
 from slipstream.optimize.graph.fuse import Row
 from slipstream.optimize.graph.fuse import _take_norm as take_norm
 from slipstream.optimize.graph.makers.replacing import are_given, computes, dtype_of, product_for, replace_row
-from slipstream.optimize.graph.nodes import arguments, name_of, tensor
+from slipstream.optimize.graph.nodes import arguments, name_of, sizes_of, tensor
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d, ConvolutionNd, Numbers
 from slipstream.optimize.graph.operators.convolution_ways import Geometry
 from slipstream.optimize.graph.operators.operator import Operator
@@ -62,7 +62,7 @@ def _numbers(name: str, given: dict[str, Any]) -> Numbers | None:
     assert image is not None
     if image.dim() != rank + 2 or isinstance(given.get("padding"), str):
         return None
-    size = tuple(length if isinstance(length, int) else length.node.hint for length in image.shape)
+    size = sizes_of(given["input"])
     stride, padding = _each(given.get("stride") or 1, rank), _each(given.get("padding", 0), rank)
     behind = _each(given.get("output_padding", 0), rank) if name.startswith("conv_transpose") else None
     return Numbers(stride, padding, _each(given.get("dilation", 1), rank), given.get("groups", 1), size, behind)
