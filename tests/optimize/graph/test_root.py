@@ -542,3 +542,34 @@ def test_a_run_that_must_repeat_captures_at_its_third_call(engine):
     (way,) = root.ways
     assert list(way.won.values()) == [True]
     assert accounts.contents()["accounts"]["Noting.graph: whole model"]["calls"] >= 2
+
+
+class Swapped(nn.Module):
+    """A part whose forward is exchanged on the instance, as ultralytics' models do when they fuse their norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def another(self, x):
+        return self.layer(x).relu()
+
+
+def test_a_part_with_a_forward_of_its_own_that_was_called_alone_is_read_through(at_once):
+    part = Swapped()
+    part.forward = part.another
+    model, x = nn.Sequential(part, nn.Linear(64, 8), nn.Flatten()).eval(), torch.randn(6, 64)
+    with torch.inference_mode():
+        wanted = model(x)
+    at_once("float32")
+    with torch.inference_mode():
+        part(x)
+    assert tier.root_call(part) is not None
+    root = settle(model, x)
+    (way,) = root.ways
+    assert way.program.lowered.operators == 2
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
