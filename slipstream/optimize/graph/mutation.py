@@ -54,7 +54,7 @@ _FRESH = frozenset(
 _VIEWING = frozenset(
     {
         "view", "view_as", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
-        "split", "unbind", "t", "movedim", "swapaxes", "unflatten", "diagonal", "detach", "unfold",
+        "split", "unbind", "t", "movedim", "swapaxes", "unflatten", "diagonal", "detach",
     }
 )  # fmt: skip
 """Operations whose result surely is a view of the first argument, as indexing by numbers and slices is."""

@@ -142,6 +142,13 @@ def into_what_may_be_a_copy(self, x):
     return flat, y
 
 
+def into_what_was_unfolded(self, x):
+    y = self.layer(x)[None, None]
+    columns = F.unfold(y, 2)  # a copy, where the method of this name gives a view
+    y += 1
+    return columns, y
+
+
 def to_other_memory(self, x):
     y = self.layer(x)
     y.set_(x)
@@ -208,7 +215,7 @@ def test_a_graph_of_it_answers_as_the_model(what, at_once):
 
 @pytest.mark.parametrize(
     "what",
-    [into_an_input, into_a_buffer, into_what_may_be_a_copy, to_other_memory, with_out, at_random],
+    [into_an_input, into_a_buffer, into_what_may_be_a_copy, into_what_was_unfolded, to_other_memory, with_out, at_random],
 )
 def test_refused(what):
     with pytest.raises(CaptureRefused):
