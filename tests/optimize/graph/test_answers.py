@@ -282,3 +282,33 @@ def test_a_convolution_leaves_quick_gelu_to_torch(at_once, dtype):
     assert settle(model, x).ways
     with torch.inference_mode():
         assert error(model(x), wanted) < LIMIT[dtype]
+
+
+class AttendsToPixels(nn.Module):
+    """As the middle of an autoencoder of images: pixels as rows, and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.first(x)
+        rows = self.mix(y.flatten(2).transpose(1, 2))
+        image = rows.transpose(-1, -2).reshape(y.shape)
+        return self.last(image), image + y, rows
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_results_lie_in_memory_as_torchs_do_where_the_capture_tells_otherwise(at_once, batch):
+    """A stride along an axis of one decides in which order a convolution lays channels out."""
+    model, x = AttendsToPixels().eval(), torch.randn(batch, 3, 8, 8)
+    wanted = plain(model, x)
+    at_once("float32")
+    (way,) = settle(model, x).ways
+    with torch.inference_mode():
+        got = model(x)
+    assert way.program.broken is None
+    assert way.program.follows == (batch == 1)
+    for ours, torchs in zip(got, wanted, strict=True):
+        assert ours.stride() == torchs.stride()
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
