@@ -61,3 +61,16 @@ def test_norms_and_attention_are_bfloat16_between_products():
     given = watched(Transformer().eval(), (torch.randn(3, 8, 64),))
     kinds = {operator.kind: dtype for operator, dtype in given.items()}
     assert kinds["layer_norm"] == kinds["attention"] == torch.bfloat16
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv3d(4, 8, 3, padding=1), nn.Conv3d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(self.last(nn.functional.avg_pool3d(self.first(x), 2)))
+
+
+def test_pools_that_torch_has_in_float32_only_stay_there():
+    assert watched(Pooled().eval(), (torch.randn(2, 4, 8, 8, 8),))
