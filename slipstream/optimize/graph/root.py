@@ -309,8 +309,8 @@ class RootCall:
         log.note(self.what, verdict.fast, why, speedup_x=verdict.speedup_x, error_relative=way.program.error)
 
     def _expect_repayment(self, speedup_x: float, plain_s: float | None) -> None:
-        """From what the graph was found to save of a call."""
-        if self.repayment is not None and plain_s is not None and speedup_x > 1:
+        """From what the graph was found to save of a call of the sizes that were decided first, which most calls have."""
+        if self.repayment is not None and plain_s is not None and speedup_x > 1 and self.clear_at == accounts.NEVER:
             self.clear_at = self.repayment.clear_at(plain_s * (1 - 1 / speedup_x))
 
     def _run(self, way: Way, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
