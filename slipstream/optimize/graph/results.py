@@ -51,7 +51,7 @@ def _taken_of(graph: fx.Graph, view: fx.Node, base: fx.Node) -> fx.Node:
 
 
 def follow(fast: fx.GraphModule, inputs: Sequence[Any], got: Sequence[Any], wanted: Sequence[Any]) -> bool:
-    """Have outputs laid out as torch's own were, where nothing but strides differs; returns whether that can be done.
+    """Have outputs laid out as torch's own were, where nothing but strides differs; whether that was so and can be done.
 
     A capture may tell them otherwise than torch then makes them: a reshape leaves any stride along an axis of one, by which a
     convolution tells in which order channels lie.
@@ -59,8 +59,8 @@ def follow(fast: fx.GraphModule, inputs: Sequence[Any], got: Sequence[Any], want
     output = next(node for node in fast.graph.nodes if node.op == "output")
     places = [number for number, (ours, torchs) in enumerate(zip(got, wanted, strict=True)) if _differ(ours, torchs)]
     memories = Counter(_address(made) for made in (*inputs, *wanted) if isinstance(made, torch.Tensor))
-    if any(memories[_address(wanted[place])] > 1 for place in places):
-        return False  # a copy would not be the view that torch's is
+    if not places or any(memories[_address(wanted[place])] > 1 for place in places):
+        return False  # in the latter case a copy would not be the view that torch's is
     results = list(output.args[0])  # type: ignore[arg-type]
     fixed = all(_is_fixed(value(node)) for node in fast.graph.nodes if node.op == "placeholder")
     with fast.graph.inserting_before(output):
@@ -73,7 +73,10 @@ def follow(fast: fx.GraphModule, inputs: Sequence[Any], got: Sequence[Any], want
 
 
 def _differ(ours: Any, torchs: Any) -> bool:
-    return isinstance(torchs, torch.Tensor) and ours.stride() != torchs.stride()
+    """Whether by strides, and by nothing else that can be seen without values."""
+    if not isinstance(torchs, torch.Tensor):
+        return False
+    return (ours.dtype, ours.shape) == (torchs.dtype, torchs.shape) and ours.stride() != torchs.stride()
 
 
 def _is_fixed(given: Any) -> bool:

@@ -57,7 +57,7 @@ def _spell(graph: fx.Graph, node: fx.Node, given: dict[str, Any]) -> None:
     query, key, value = given["query"], given["key"], given["value"]
     swapped = all(map(swaps_first_axes, (query, key, value)))  # a layer with the batch first calls the function so
     if swapped:
-        query, key, value = (spell.with_first_axes_swapped(made) for made in (query, key, value))
+        query, key, value = (made.args[0] for made in (query, key, value))
     mask, padding, causal = given["attn_mask"], given["key_padding_mask"], bool(given["is_causal"])
     causal = causal and padding is None and not given["need_weights"]
     weights = Projections(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from slipstream.optimize.graph.makers.replacing import called
 from slipstream.optimize.graph.makers.written_out import linear_rows
 from slipstream.optimize.graph.nodes import name_of, value
 
@@ -22,10 +23,7 @@ class Spelling:
 
     def method(self, name: str, node: fx.Node, *args: Any) -> fx.Node:
         with self.graph.inserting_before(self.before):
-            made = self.graph.call_method(name, (node, *args))
-        given = fx.map_arg((node, *args), value)
-        made.meta = {"example_value": getattr(given[0], name)(*given[1:])}
-        return made
+            return called(self.graph, name, node, *args)
 
     def function(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.before):
@@ -47,10 +45,6 @@ class Spelling:
         """Over the last axis."""
         width = value(weight).shape[0]
         return self.function(F.layer_norm, x, (width,), weight, bias, epsilon)
-
-    def with_first_axes_swapped(self, node: fx.Node) -> fx.Node:
-        """What the node is a transpose of, if it is one, else one of it."""
-        return node.args[0] if swaps_first_axes(node) else self.method("transpose", node, 0, 1)  # type: ignore[return-value]
 
 
 def swaps_first_axes(node: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from slipstream.kernels.operands import DTYPES
-from slipstream.optimize.graph.nodes import arguments, tensor
+from slipstream.optimize.graph.nodes import arguments, tensor, value
 from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import Operator
 
@@ -49,7 +49,7 @@ def replace_by(
 def called(graph: fx.Graph, method: str, node: fx.Node, *args: Any) -> fx.Node:
     """A new node, this method of a tensor, where nodes are inserted now."""
     made = graph.call_method(method, (node, *args))
-    examples = fx.map_arg((node, *args), tensor)
+    examples = fx.map_arg((node, *args), value)
     made.meta = {"example_value": getattr(examples[0], method)(*examples[1:])}
     return made
 

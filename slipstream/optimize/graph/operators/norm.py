@@ -13,10 +13,8 @@ from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.operator import Operator
 
 
-class LayerNorm(Operator):
-    """Takes x [..., C], residual (or None), weight [C], bias [C]; weight and bias may be None."""
-
-    kind = "layer_norm"
+class _RowNorm(Operator):
+    centred: bool
 
     def __init__(self, out: torch.dtype, eps: float) -> None:
         super().__init__(torch.float32, out)
@@ -25,25 +23,24 @@ class LayerNorm(Operator):
     @functools.cached_property
     def run(self) -> quick.Quick:
         """At the first call: until then ``out`` may change."""
-        return quick.layer_norm(self.eps, self.out, centred=True)
+        return quick.layer_norm(self.eps, self.out, centred=self.centred)
+
+
+class LayerNorm(_RowNorm):
+    """Takes x [..., C], residual (or None), weight [C], bias [C]; weight and bias may be None."""
+
+    kind = "layer_norm"
+    centred = True
 
     def __call__(self, x: Any, residual: Any, weight: Any, bias: Any) -> torch.Tensor:
         return self.run(x, residual, weight, bias)
 
 
-class RmsNorm(Operator):
+class RmsNorm(_RowNorm):
     """Takes x [..., C], residual (or None), weight [C] or None."""
 
     kind = "rms_norm"
-
-    def __init__(self, out: torch.dtype, eps: float) -> None:
-        super().__init__(torch.float32, out)
-        self.eps = eps
-
-    @functools.cached_property
-    def run(self) -> quick.Quick:
-        """At the first call: until then ``out`` may change."""
-        return quick.layer_norm(self.eps, self.out, centred=False)
+    centred = False
 
     def __call__(self, x: Any, residual: Any, weight: Any) -> torch.Tensor:
         return self.run(x, residual, weight, None)
