@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A capture leaves dynamo as it was, and does not load what compilers of graphs need."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from slipstream.optimize.graph import capture as capturing
+
+LOADS = """
+import sys
+import torch
+from torch import nn
+from slipstream.optimize.graph.capture import capture
+import torch._dynamo.convert_frame
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.calls = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.relu(self.norm(self.first(x))).mean((2, 3))
+
+before = set(sys.modules)
+with torch.no_grad():
+    captured = capture(Block().eval(), (torch.randn(2, 3, 8, 8),), {}, dynamic=False)
+assert len(list(captured.graph.graph.nodes)) > 5
+print(*sorted(set(sys.modules) - before))
+"""
+
+COMPILERS = {
+    "networkx",
+    "torch._functorch.aot_autograd",
+    "torch._inductor.codecache",
+    "torch.export._trace",
+    "torch._dynamo.backends.debugging",
+}
+"""What takes half a second to load."""
+
+
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+class Printing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("a graph break")
+        return x + x
+
+
+def test_a_capture_loads_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & set(COMPILERS)
+
+
+@pytest.mark.parametrize("module", [Doubling(), Printing()], ids=["captured", "refused"])
+def test_dynamo_is_as_before(module: nn.Module) -> None:
+    from torch._dynamo import utils as dynamo
+
+    def found() -> list[Any]:
+        return [vars(owner).get(name) for owner, name, _ in capturing._instead(dynamo)]
+
+    before = found()
+    assert all(value is not None for value in before), "a name that this torch does not have"
+    with torch.no_grad():
+        try:
+            capturing.capture(module, (torch.ones(3),), {}, dynamic=False)
+        except capturing.CaptureRefused:
+            assert isinstance(module, Printing)
+    assert found() == before
