@@ -142,7 +142,10 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     given = arguments(node)
     if given is None or not are_given(given["weight"], given.get("bias")) or not computes(node, given["input"]):
         return 0
-    if tensor(given["weight"]).dim() != 2 or tensor(given["input"]).dim() < 1:  # type: ignore[union-attr]
+    x, weight = tensor(given["input"]), tensor(given["weight"])
+    folded = name_of(node) == "linear_folded"
+    assert x is not None and weight is not None
+    if x.dim() < 1 or (weight.dim() != 2 and not folded):
         return 0
     row = Row([node])
     scale = row.take_scale() if given.get("rows") is None else None
@@ -152,8 +155,10 @@ def _fuse_linear(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
     row.residual = row.take("add", promoted=True)
     order = None if row.residual is not None else row.take_permuted_sum(graph)
     batch = math.prod(sizes_of(given["input"])[:-1])
-    transposed = name_of(node) == "linear_transposed"
-    operator = Linear(product_for(node, product), dtype_of(row.last), row.post_op, batch, given.get("rows"), transposed)
+    operator = Linear(
+        product_for(node, product), dtype_of(row.last), row.post_op, batch, given.get("rows"),
+        transposed=given.get("transposed", name_of(node) == "linear_transposed"), width=int(x.shape[-1]) if folded else None,
+    )  # fmt: skip
     inputs = (given["input"], row.residual, row.multiplier, given["weight"], given.get("bias"), scale)
     return replace_row(graph, row.nodes, operator, inputs, order)
 
@@ -287,6 +292,7 @@ _MAKERS = {
     "linear": _fuse_linear,
     "linear_rows": _fuse_linear,
     "linear_transposed": _fuse_linear,
+    "linear_folded": _fuse_linear,
     "conv2d": _fuse_convolution,
     "layer_norm": fuse_layer_norm,
     "rms_norm": fuse_rms_norm,

@@ -44,7 +44,7 @@ def _may_be_part(node: fx.Node) -> bool:
     if not isinstance(node.target, Linear):
         return False
     _, residual, multiplier, weight, bias, scale = node.args
-    whole = node.target.rows is None and not node.target.transposed
+    whole = node.target.rows is None and not node.target.transposed and node.target.width is None
     plain = residual is None and multiplier is None and scale is None and whole
     known = all(given is None or (isinstance(given, fx.Node) and given.op == "placeholder") for given in (weight, bias))
     return plain and known and tensor(weight).shape[0] % PANEL == 0 and _takes_strides(node, rows=True)  # type: ignore[union-attr]

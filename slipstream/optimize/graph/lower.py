@@ -12,6 +12,7 @@ from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
 from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.composites.einsum import spell_einsums
 from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
 from slipstream.optimize.graph.composites.multihead import spell_multihead
 from slipstream.optimize.graph.composites.transposed_linear import spell_transposed_linears
@@ -78,6 +79,7 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     spell_multihead(graph)
     spell_encoder_layers(graph)
     spell_transposed_linears(graph, _placeholders(graph, own))
+    spell_einsums(graph, _placeholders(graph, own))
     folds = not regions and not options.low_memory
     if folds:
         fold_constants(graph, _placeholders(graph, own))

@@ -20,6 +20,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "linear_rows": ("input", "weight", "bias", "rows"),
     "linear_transposed": ("input", "weight", "bias"),
+    "linear_folded": ("input", "weight", "bias", "transposed"),
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu"),
         ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first"),

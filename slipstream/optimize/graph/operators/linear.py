@@ -40,25 +40,29 @@ class Linear(LinearOperator):
 
     A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT. ``rows`` are those of weight and bias that it
     answers for, by default all: it reads a part of the whole weight's pack. There is no scale then. ``transposed``: the weight
-    is [K, N].
+    is [K, N]. ``width``: K, where the weight has several axes for N or K, one behind the other.
     """
 
     kind = "linear"
     first_weight = 3
 
     def __init__(
-        self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, rows: Rows = None, transposed: bool = False
-    ) -> None:
+        self, product: torch.dtype, out: torch.dtype, post_op: str, batch: int, rows: Rows = None, *,
+        transposed: bool = False, width: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(product, out, post_op, batch)
         self.rows = rows
         self.transposed = transposed
+        self.width = width
         self._cut: tuple[Any, Any] = (None, None)
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         weight, bias, scale = tensors
         assert weight is not None
         if scale is not None:
-            return ("scaled linear", self.transposed, tuple(weight.shape), self.held, id(bias), id(scale))
+            return ("scaled linear", self.transposed, self.width, tuple(weight.shape), self.held, id(bias), id(scale))
+        if self.width is not None:
+            return ("folded linear", self.transposed, self.width, tuple(weight.shape), self.held)
         return shared_kind(weight, self.held, transposed=self.transposed)
 
     def sources(self, tensors: Tensors) -> Tensors:
@@ -67,7 +71,7 @@ class Linear(LinearOperator):
     def make(self, tensors: Tensors) -> tuple[Any, int]:
         weight, bias, scale = tensors
         assert weight is not None
-        weight, shift = weight.detach().t() if self.transposed else weight, None
+        weight, shift = self._matrix(weight.detach()), None
         if scale is not None:
             weight = weight.detach().float() * scale.detach().float()[:, None]
             shift = None if bias is None else bias.detach().float() * scale.detach().float()
@@ -91,7 +95,7 @@ class Linear(LinearOperator):
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
         weight, bias, scale = tensors
-        weight = weight.t() if self.transposed else weight
+        weight = self._matrix(weight)
         if self.rows is not None:
             bias = None if bias is None else bias[self.rows[0] : self.rows[1]]
             weight = weight[self.rows[0] : self.rows[1]]
@@ -105,6 +109,12 @@ class Linear(LinearOperator):
         return kernel.linear(
             x, packed, shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )
+
+    def _matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as [N, K]."""
+        if self.width is not None:
+            weight = weight.reshape(self.width, -1) if self.transposed else weight.reshape(-1, self.width)
+        return weight.t() if self.transposed else weight
 
     def _part_of(self, packed: kernel.PackedLinear, rows: tuple[int, int]) -> kernel.PackedLinear:
         whole, part = self._cut
