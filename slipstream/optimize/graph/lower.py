@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
-from slipstream.optimize.graph.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.capture import CaptureRefused
 from slipstream.optimize.graph.composites.einsum import spell_einsums
 from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
 from slipstream.optimize.graph.composites.multihead import spell_multihead

@@ -20,7 +20,8 @@ from slipstream.decision import log
 from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
-from slipstream.optimize.graph.capture import Arguments, Capture, CaptureRefused, capture, function_of
+from slipstream.optimize.graph.capturing.arguments import Arguments, function_of
+from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused, capture
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of

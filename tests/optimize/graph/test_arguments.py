@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph.capture import Arguments
+from slipstream.optimize.graph.capturing.arguments import Arguments
 from tests.optimize.graph.conftest import needs_native, settle
 
 SIGNATURES = [

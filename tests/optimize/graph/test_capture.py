@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph import capture as capturing
+from slipstream.optimize.graph.capturing import quiet
+from slipstream.optimize.graph.capturing.capture import CaptureRefused, capture
+from slipstream.optimize.graph.capturing.unheard import Unheard
 
 LOADS = """
 import sys
 import torch
 from torch import nn
-from slipstream.optimize.graph.capture import capture
+from slipstream.optimize.graph.capturing.capture import capture
 import torch._dynamo.convert_frame
 
 class Block(nn.Module):
@@ -63,16 +65,14 @@ def test_a_capture_loads_no_compiler() -> None:
 
 @pytest.mark.parametrize("module", [Doubling(), Printing()], ids=["captured", "refused"])
 def test_dynamo_is_as_before(module: nn.Module) -> None:
-    from torch._dynamo import utils as dynamo
-
     def found() -> list[Any]:
-        return [vars(owner).get(name) for owner, name, _ in capturing._instead(dynamo)]
+        return [vars(owner).get(name) for owner, name, _ in [*quiet.instead(), *Unheard().instead()]]
 
     before = found()
     assert all(value is not None for value in before), "a name that this torch does not have"
     with torch.no_grad():
         try:
-            capturing.capture(module, (torch.ones(3),), {}, dynamic=False)
-        except capturing.CaptureRefused:
+            capture(module, (torch.ones(3),), {}, dynamic=False)
+        except CaptureRefused:
             assert isinstance(module, Printing)
     assert found() == before

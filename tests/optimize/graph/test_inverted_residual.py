@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slipstream.optimize.graph.capture import capture
+from slipstream.optimize.graph.capturing.capture import capture
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.makers import one_pass
 from slipstream.optimize.graph.operators.inverted_residual import InvertedResidual

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from slipstream.optimize.graph.capture import capture
+from slipstream.optimize.graph.capturing.capture import capture
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.options import Options

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slipstream.optimize.graph import capture, lower
+from slipstream.optimize.graph import lower
+from slipstream.optimize.graph.capturing import capture
 from slipstream.optimize.options import Options
 from tests.optimize.graph.conftest import needs_native, settle
 from tests.optimize.judging import LIMIT, error

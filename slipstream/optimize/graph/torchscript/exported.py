@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slipstream.optimize import gates
-from slipstream.optimize.graph.capture import Capture
+from slipstream.optimize.graph.capturing.capture import Capture
 from slipstream.optimize.graph.root import RootCall
 
 MAKER = "torch.export._unlift"

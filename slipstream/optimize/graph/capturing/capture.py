@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A module's forward as one graph, with the guards that say for which calls it holds. Nothing of it is executed.
+
+Dynamo reads the bytecode of the method on fake tensors (`torch._dynamo.convert_frame.fullgraph_capture`, which export and
+ahead-of-time compilation use); no code cache and no frame hook is touched: a script's own `torch.compile` does not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from slipstream.optimize.graph.capturing.arguments import Locals, function_of
+from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
+from slipstream.optimize.graph.capturing.unheard import Unheard
+
+
+class CaptureRefused(Exception):
+    """The forward is not one graph; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """``graph`` computes what ``forward`` would, wherever ``holds(locals)`` says yes.
+
+    ``inputs`` are the tensors that were captured with, in the order of the graph's placeholders; ``own`` are the numbers of
+    those that are the model's parameters and buffers. ``wrap`` makes, of a function with the graph's inputs and outputs,
+    one with forward's arguments and result. ``original``, a function of the graph's inputs, is what answers are compared
+    with; by default the graph itself.
+    """
+
+    graph: fx.GraphModule
+    inputs: list[Any]
+    own: frozenset[int]
+    holds: Callable[[Locals], bool]
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    original: Callable[..., Any] | None = None
+
+
+def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
+    """``module.forward`` as a graph for calls like this one; with ``dynamic`` for other sizes too.
+
+    Guards hold for the grad mode, autocast state and thread count of the calling thread. Raises CaptureRefused.
+    """
+    from torch._dynamo import convert_frame
+    from torch._dynamo import utils as dynamo
+    from torch._dynamo.eval_frame import set_enable_dynamic
+
+    function = function_of(module)
+    if function is None:
+        raise CaptureRefused("forward is not a method of its class")
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    unheard = Unheard()
+    try:
+        with (
+            convert_frame.compile_lock,
+            quietly(unheard.instead()),
+            torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions())),
+            dynamo.get_metrics_context(),
+            dynamo.dynamo_timed("fullgraph_capture"),
+            set_enable_dynamic(dynamic),
+        ):
+            captured = convert_frame.fullgraph_capture(module.forward, args, kwargs)
+            if captured.backend_input is None:
+                raise CaptureRefused("there is no tensor operation in it")
+            guards = captured.graph_capture_output.build_guards(function.__code__)
+    except CaptureRefused:
+        raise
+    except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
+        raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
+    backend = captured.backend_input
+
+    def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
+        output = captured.graph_capture_output
+        return output.get_runtime_env().forward_callable(backend.backend_id, run, extra_globals=dict(output.f_globals))
+
+    weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
+    inputs = list(backend.example_inputs)
+    own = frozenset(number for number, given in enumerate(inputs) if id(given) in weights)
+    return Capture(backend.graph_module, inputs, own, _holding(guards.guard_manager.check, unheard), wrap)
+
+
+def _holding(guards: Callable[[Locals], bool], unheard: Unheard) -> Callable[[Locals], bool]:
+    if unheard.is_empty():
+        return guards
+    return lambda values: unheard.holds() and guards(values)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
