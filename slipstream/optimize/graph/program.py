@@ -14,6 +14,7 @@ from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import guards
 from slipstream.optimize.graph import results
 from slipstream.optimize.graph.autocast import left_on_error
+from slipstream.optimize.graph.capturing.branches import OtherBranch
 from slipstream.optimize.graph.lower import Lowered
 from slipstream.optimize.graph.settled import Settling
 
@@ -62,6 +63,8 @@ class Program:
                 return (self.settling.way(inputs) or self.fast)(*inputs)
             with left_on_error():
                 return self.fast(*inputs) if self.is_right else self._prove(inputs)
+        except OtherBranch:
+            raise  # there is no answer
         except Exception as error:  # noqa: BLE001 - a failure of ours, or the script's own error, which the reference raises again
             result = self._refer(inputs)
             self.broken = f"slipstream failed: {type(error).__name__}: {error}"

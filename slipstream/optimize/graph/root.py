@@ -20,8 +20,9 @@ from slipstream.decision import log
 from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
-from slipstream.optimize.graph.capturing.arguments import Arguments, function_of
-from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused, capture
+from slipstream.optimize.graph.capturing.arguments import Arguments, alike, bucket_of, function_of, shapes_of, tensors_in
+from slipstream.optimize.graph.capturing.branches import OtherBranch, Outcomes, outcomes_here
+from slipstream.optimize.graph.capturing.capture import BranchOnValue, Capture, CaptureRefused, capture
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
@@ -29,6 +30,10 @@ from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
 
 SLOT = "_compiled_call_impl"
+
+OTHERWISE = 3
+"""Calls for which tensors' values decide otherwise than in the capture, and so many more for each ten that it answers, before
+its graph is dropped."""
 
 MOST_SHAPES = 64
 """Of one model's inputs: for so many is asked what earlier processes found."""
@@ -46,6 +51,7 @@ class Way:
         self.program = program
         self.races: dict[Hashable, Race] = {}
         self.won: dict[Hashable, bool] = {}
+        self.otherwise = 0
 
 
 class RootCall:
@@ -64,7 +70,8 @@ class RootCall:
         self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
-        self.capturing = False
+        self.capturing = self.asks_outcomes = False
+        self.outcomes: Outcomes | None = None
         self.account = accounts.Account(type(module).__name__, "graph")
 
     def _signature(self, module: nn.Module) -> Any:
@@ -83,7 +90,7 @@ class RootCall:
         return module.training or torch.is_grad_enabled() or not gates.module_is_plain(module)
 
     def _captured(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
-        return capture(module, args, kwargs, dynamic=dynamic)
+        return capture(module, args, kwargs, dynamic=dynamic, outcomes=self.outcomes)
 
     def __reduce__(self) -> Any:
         """What copies and pickles a module's dictionary as it stands, as graphs of torch.fx do, finds nothing here."""
@@ -152,8 +159,10 @@ class RootCall:
             self.repayment.others += 1
         if self.capturing:
             return self._beside_capture(module, args, kwargs)
-        if any(leaf.is_nested for leaf in _tensors((args, kwargs))):
+        if any(leaf.is_nested for leaf in tensors_in((args, kwargs))):
             return self._plain(module, args, kwargs)
+        if self.asks_outcomes:
+            return self._show_outcomes(module, args, kwargs)
         if self.options.decides_only:
             return self._look(module, args, kwargs)
         start = clocks()
@@ -173,6 +182,18 @@ class RootCall:
             self._begin(module, args, kwargs)
         return result
 
+    def _show_outcomes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A plain call in which is written down what tensors' values decide, and then a capture that goes the same way."""
+        self.asks_outcomes = False
+        with outcomes_here() as outcomes:
+            result = self._plain(module, args, kwargs)
+        self.outcomes = outcomes
+        if self.options.decides_only:
+            self._capture(self._capturing(module, args, kwargs), _modes())
+        else:
+            self._begin(module, args, kwargs)
+        return result
+
     def _beside_capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call on the cores that a capture leaves: with a thread more its team would wait, at the end of each parallel
         loop, for the one whose core the capture is on."""
@@ -188,7 +209,7 @@ class RootCall:
         if self.schedule.captures > 1:
             return result
         self._capture(self._capturing(module, args, kwargs), _modes())
-        if not self.ways:
+        if not self.ways and not self.asks_outcomes:
             self._leave(module)
         return result
 
@@ -252,11 +273,14 @@ class RootCall:
             then = "no call to try it on has come" if self.options.decides_only else "being tried"
             self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
+            if isinstance(error, BranchOnValue):
+                self.schedule.put_off()
+                self.asks_outcomes = True
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
             self._note(False, f"slipstream failed: {type(error).__name__}: {error}", time.perf_counter() - start)
         finally:
-            self.capturing = False
+            self.capturing, self.outcomes = False, None
             now = asked_precision()
             if now != precision:  # it was set meanwhile, and dynamo has put a part of it back: torch would not read it any more
                 torch.set_float32_matmul_precision(now)
@@ -325,6 +349,9 @@ class RootCall:
                 result = accounts.timed(account, lambda: way.run(module, *args, **kwargs))
             else:
                 result = way.run(module, *args, **kwargs)
+        except OtherBranch:
+            result = self._plain(module, args, kwargs)
+            self._note_otherwise(way)
         except Exception as error:
             if way.program.raised is error:
                 raise
@@ -336,6 +363,13 @@ class RootCall:
             if way.program.is_wrong:
                 self._lower_for_float32(way)
         return result
+
+    def _note_otherwise(self, way: Way) -> None:
+        """A graph that often finds out too late that it has no answer costs more than it saves."""
+        way.otherwise += 1
+        if way.otherwise > OTHERWISE + self.account.calls // 10:
+            way.program.broken = "tensors' values decide otherwise from call to call"
+            self.schedule.stop()
 
     def _lower_for_float32(self, way: Way) -> None:
         """A model that bfloat16 is too coarse for gets the same graph in float32. Another capture would change nothing."""
@@ -355,44 +389,3 @@ class RootCall:
 def _modes() -> tuple[bool, Any]:
     """Of the calling thread, for a capture in another."""
     return torch.is_inference_mode_enabled(), autocast.state_here()
-
-
-def shapes_of(*values: Any) -> Hashable:
-    """The shapes of all tensors in arguments, in order."""
-    return tuple(tuple(leaf.shape) for leaf in _tensors(values))
-
-
-def bucket_of(*values: Any) -> Hashable:
-    """What the speed depends on, coarsely: the sizes of the tensors to the next power of two."""
-    return tuple(leaf.numel().bit_length() for leaf in _tensors(values))
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [leaf for part in value for leaf in _tensors(part)] if isinstance(value, (tuple, list)) else []
-
-
-def alike(value: Any, known: dict[int, torch.Tensor] | None = None) -> Any:
-    """The same structure with tensors of the same kind in it, whose values are whatever lies there.
-
-    A capture asks for no value, and holding the script's own tensors would keep their memory.
-    """
-    known = {} if known is None else known
-    if type(value) is torch.Tensor:
-        if id(value) not in known:
-            known[id(value)] = _alike(value)
-        return known[id(value)]
-    if type(value) in (tuple, list):
-        return type(value)(alike(part, known) for part in value)
-    if type(value) is dict:
-        return {key: alike(part, known) for key, part in value.items()}
-    return value
-
-
-def _alike(value: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(value.is_inference()):
-        made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
-    return made.requires_grad_(value.requires_grad) if value.is_leaf and value.requires_grad else made

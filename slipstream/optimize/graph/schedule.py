@@ -135,6 +135,10 @@ class Schedule:
         """Whether sizes change from call to call, so that the capture should hold for all of them."""
         return self.captures > 0 or len(self.sizes) > 1
 
+    def put_off(self) -> None:
+        """The capture that was begun last does not count: it is made once more."""
+        self.captures -= 1
+
     def stop(self) -> None:
         """No further capture: it would be as wrong as the last."""
         self.captures = MOST_CAPTURES

@@ -14,7 +14,7 @@ from slipstream.decision import log
 from slipstream.optimize import choices, guards, known_graphs
 from slipstream.optimize.accounts import Account
 from slipstream.optimize.graph import background, schedule, tier
-from slipstream.optimize.graph.root import bucket_of
+from slipstream.optimize.graph.capturing.arguments import bucket_of
 from slipstream.optimize.known_graphs import Known, Repayment, fingerprint
 from slipstream.optimize.options import Options
 from slipstream.runtime import cache_folder

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a call's arguments become the local variables that a capture's guards speak of."""
+"""A call's arguments: as the local variables that a capture's guards speak of, by their sizes, and others like them."""
 
 from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import nn
 
 Locals = dict[str, Any]
@@ -53,3 +55,45 @@ class Arguments:
             return None
         values = {**self.defaults, **dict(zip(taken, given, strict=True)), **kwargs}
         return values if values.keys() == self.every else None
+
+
+def shapes_of(*values: Any) -> Hashable:
+    """The shapes of all tensors in arguments, in order."""
+    return tuple(tuple(leaf.shape) for leaf in tensors_in(values))
+
+
+def bucket_of(*values: Any) -> Hashable:
+    """What the speed depends on, coarsely: the sizes of the tensors to the next power of two."""
+    return tuple(leaf.numel().bit_length() for leaf in tensors_in(values))
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Those in a structure of arguments, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [leaf for part in value for leaf in tensors_in(part)] if isinstance(value, (tuple, list)) else []
+
+
+def alike(value: Any, known: dict[int, torch.Tensor] | None = None) -> Any:
+    """The same structure with tensors of the same kind in it, whose values are whatever lies there.
+
+    A capture asks for no value, and holding the script's own tensors would keep their memory.
+    """
+    known = {} if known is None else known
+    if type(value) is torch.Tensor:
+        if id(value) not in known:
+            known[id(value)] = _alike(value)
+        return known[id(value)]
+    if type(value) in (tuple, list):
+        return type(value)(alike(part, known) for part in value)
+    if type(value) is dict:
+        return {key: alike(part, known) for key, part in value.items()}
+    return value
+
+
+def _alike(value: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(value.is_inference()):
+        made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
+    return made.requires_grad_(value.requires_grad) if value.is_leaf and value.requires_grad else made

@@ -15,12 +15,17 @@ import torch
 from torch import fx, nn
 
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
+from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 
 class CaptureRefused(Exception):
     """The forward is not one graph; the text says why, in one line."""
+
+
+class BranchOnValue(CaptureRefused):
+    """What a tensor's value decided in a call has to be known first."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,13 @@ class Capture:
     original: Callable[..., Any] | None = None
 
 
-def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Capture:
+def capture(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, outcomes: Outcomes | None = None
+) -> Capture:
     """``module.forward`` as a graph for calls like this one; with ``dynamic`` for other sizes too.
 
-    Guards hold for the grad mode, autocast state and thread count of the calling thread. Raises CaptureRefused.
+    Guards hold for the grad mode, autocast state and thread count of the calling thread. Where tensors' values decide what is
+    done, ``outcomes`` of such a call say what; the graph raises OtherBranch where they would be others. Raises CaptureRefused.
     """
     from torch._dynamo import convert_frame
     from torch._dynamo import utils as dynamo
@@ -54,11 +62,12 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     if function is None:
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
-    unheard = Unheard()
+    unheard, branches = Unheard(), Branches(outcomes)
     try:
         with (
             convert_frame.compile_lock,
-            quietly(unheard.instead()),
+            quietly([*unheard.instead(), *branches.instead()]),
+            branches.taken(),
             torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions())),
             dynamo.get_metrics_context(),
             dynamo.dynamo_timed("fullgraph_capture"),
@@ -71,6 +80,8 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     except CaptureRefused:
         raise
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
+        if branches.met and outcomes is None:
+            raise BranchOnValue("tensors' values decide what it does, and its next call is to show how") from None
         raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
     backend = captured.backend_input
 

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Branches on a tensor's value: taken as the script's own call took them, for as long as the value says so.
+
+Dynamo has no graph of ``if x.isnan().any()`` or ``assert mask.all()``. What decides there is written down in one call of the
+script, and the capture goes the same way, with a check in the graph. Where a later value decides otherwise the graph gives no
+answer, and nothing it did is to be undone: a captured graph changes nothing before its end.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dis
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+Place = tuple[types.CodeType, int]
+"""A line of a function."""
+
+Outcomes = dict[Place, list[bool]]
+"""What tensors' truth was in one call, in order, by where it was asked for."""
+
+
+class OtherBranch(Exception):
+    """A value decides otherwise than in the call that was captured: the script's own forward has to answer."""
+
+
+def assumed(condition: torch.Tensor, outcome: bool) -> None:
+    """In a graph: raises OtherBranch where the condition is not what it was."""
+    if bool(condition) is not outcome:
+        raise OtherBranch
+
+
+assumed.__module__ = "slipstream"
+fx.node.has_side_effect(assumed)
+
+
+@contextlib.contextmanager
+def outcomes_here() -> Iterator[Outcomes]:
+    """What is decided by tensors' values in this thread meanwhile: by their truth, and by the item of a boolean one."""
+    outcomes: Outcomes = collections.defaultdict(list)
+    thread, truth, item = threading.get_ident(), torch._C.TensorBase.__bool__, torch._C.TensorBase.item
+
+    def note(answer: bool) -> None:
+        if threading.get_ident() == thread:
+            frame = sys._getframe(2)
+            outcomes[frame.f_code, frame.f_lineno].append(answer)
+
+    def noted_truth(self: torch.Tensor) -> bool:
+        answer = bool(truth(self))
+        note(answer)
+        return answer
+
+    def noted_item(self: torch.Tensor) -> Any:
+        answer = item(self)
+        if isinstance(answer, bool):
+            note(answer)
+        return answer
+
+    if not {"__bool__", "item"}.isdisjoint(vars(torch.Tensor)):  # somebody's own: what those say is not known here
+        yield outcomes
+        return
+    torch.Tensor.__bool__, torch.Tensor.item = noted_truth, noted_item  # type: ignore[assignment, method-assign]
+    try:
+        yield outcomes
+    finally:
+        del torch.Tensor.__bool__, torch.Tensor.item
+
+
+class Branches:
+    """Those of one capture. ``met``: whether there were any."""
+
+    def __init__(self, outcomes: Outcomes | None) -> None:
+        self.outcomes = outcomes
+        self.met = False
+        self._taken: dict[int, collections.Counter[Place]] = {}
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Jumps on tensors, and ``not``, go as the outcomes say, while dynamo reads bytecode."""
+        from torch._dynamo import symbolic_convert
+
+        kinds = [symbolic_convert.InstructionTranslatorBase]
+        for kind in kinds:
+            kinds += kind.__subclasses__()
+        tables = [table for kind in kinds if (table := vars(kind).get("dispatch_table")) is not None]
+        before = [list(table) for table in tables]
+        for table in tables:
+            for name, code in dis.opmap.items():
+                if name == "UNARY_NOT" or ("JUMP" in name and name.endswith(("IF_TRUE", "IF_FALSE"))):
+                    table[code] = self._deciding(table[code])
+        try:
+            yield
+        finally:
+            for table, theirs in zip(tables, before, strict=True):
+                table[:] = theirs
+
+    def instead(self) -> list[tuple[Any, str, Any]]:
+        """Whose attribute of which name is what during the capture: for ``bool`` and items."""
+        from torch._dynamo.variables import TensorVariable
+
+        truth, item = getattr(TensorVariable, "bool_impl", None), TensorVariable.method_item
+
+        def bool_impl(variable: Any, reader: Any) -> Any:
+            outcome = self._decide(reader, variable)
+            return truth(variable, reader) if outcome is None and truth is not None else outcome
+
+        def method_item(variable: Any, reader: Any, *args: Any, **kwargs: Any) -> Any:
+            outcome = self._decide(reader, variable) if variable.dtype is torch.bool else None
+            return item(variable, reader, *args, **kwargs) if outcome is None else outcome
+
+        return [(TensorVariable, "bool_impl", bool_impl), (TensorVariable, "method_item", method_item)]
+
+    def _deciding(self, handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def handle_outcome(reader: Any, instruction: Any) -> Any:
+            if reader.stack and reader.stack[-1].is_tensor():
+                outcome = self._decide(reader, reader.stack[-1])
+                if outcome is not None:
+                    reader.pop()
+                    reader.push(outcome)
+            return handle(reader, instruction)
+
+        return handle_outcome
+
+    def _decide(self, reader: Any, condition: Any) -> Any:
+        """Dynamo's constant for the outcome, where it is known; the graph is to check it."""
+        from torch._dynamo.variables import ConstantVariable
+
+        self.met = True
+        outcome = self._next(reader)
+        if outcome is None:
+            return None
+        reader.output.create_proxy("call_function", assumed, (condition.as_proxy(), outcome), {})
+        return ConstantVariable.create(outcome)
+
+    def _next(self, reader: Any) -> bool | None:
+        """Of this line, what has not been taken since dynamo last began anew."""
+        taken = self._taken.setdefault(id(reader.output), collections.Counter())
+        place = reader.f_code, reader.lineno
+        known = (self.outcomes or {}).get(place, [])
+        taken[place] += 1
+        return known[taken[place] - 1] if taken[place] <= len(known) else None
