@@ -4,6 +4,7 @@
 import contextlib
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -44,6 +45,15 @@ class Halving(nn.Module):
         while x.abs().max() > 1:
             x, rounds = x / 2, rounds + 1
         return x + rounds
+
+
+class Fitting(nn.Module):
+    """As MONAI's Swin UNETR."""
+
+    def forward(self, x):
+        if ((np.array(x.shape) % np.power(2, 2)) > 0).any():
+            raise ValueError("does not fit")
+        return x + 1
 
 
 def captured(model, x, *, dynamic=False):
@@ -102,6 +112,15 @@ def test_loops_go_round_as_often():
     for other in (x / 4, x * 4):
         with pytest.raises(OtherBranch):
             run(found, model, other)
+
+
+def test_sizes_that_numpy_checks_are_no_values(model, x):
+    found = captured(Fitting(), x)
+    assert not any("assumed" in node.name for node in found.graph.graph.nodes)
+    with torch.no_grad():
+        assert torch.equal(capture(Fitting(), (x,), {}, dynamic=False).wrap(found.graph)(model, x), x + 1)
+    with pytest.raises(CaptureRefused), torch.no_grad():
+        capture(Fitting(), (x[:3],), {}, dynamic=False)
 
 
 def test_what_was_not_seen_is_refused(model, x):

@@ -27,6 +27,10 @@ Outcomes = dict[Place, list[bool]]
 """What tensors' truth was in one call, in order, by where it was asked for."""
 
 
+NUMPY = "wrapped_"
+"""How dynamo's names of numpy's functions begin."""
+
+
 class OtherBranch(Exception):
     """A value decides otherwise than in the call that was captured: the script's own forward has to answer."""
 
@@ -132,6 +136,9 @@ class Branches:
         """Dynamo's constant for the outcome, where it is known; the graph is to check it."""
         from torch._dynamo.variables import ConstantVariable
 
+        settled = _of_sizes(condition.as_proxy().node)
+        if settled is not None:
+            return ConstantVariable.create(settled)
         self.met = True
         outcome = self._next(reader)
         if outcome is None:
@@ -146,3 +153,24 @@ class Branches:
         known = (self.outcomes or {}).get(place, [])
         taken[place] += 1
         return known[taken[place] - 1] if taken[place] <= len(known) else None
+
+
+def _of_sizes(node: fx.Node) -> bool | None:
+    """The truth of what numpy computes of numbers alone, as models check their inputs' sizes; None of anything else."""
+    above, waiting = {node}, [node]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in above:
+                above.add(source)
+                waiting.append(source)
+    if not all(getattr(one.target, "__name__", "").startswith(NUMPY) and "rand" not in one.name for one in above):
+        return None
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    values: dict[fx.Node, Any] = {}
+    with unset_fake_temporarily():
+        for one in node.graph.nodes:
+            if one in above:
+                args, kwargs = fx.map_arg((one.args, one.kwargs), values.__getitem__)
+                values[one] = one.target(*args, **kwargs)  # type: ignore[operator]
+        return bool(values[node])
