@@ -74,7 +74,9 @@ def outcomes_here() -> Iterator[Outcomes]:
     try:
         yield outcomes
     finally:
-        del torch.Tensor.__bool__, torch.Tensor.item
+        for name, ours in (("__bool__", noted_truth), ("item", noted_item)):
+            if vars(torch.Tensor).get(name) is ours:  # else the script has put something in its place
+                delattr(torch.Tensor, name)
 
 
 class Branches:
