@@ -28,6 +28,7 @@ from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
 from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
+from slipstream.optimize.unrecorded.unrecorded import Unrecorded
 
 SLOT = "_compiled_call_impl"
 
@@ -62,6 +63,7 @@ class RootCall:
         self.what = f"{name}.graph: whole model"
         self.options = options
         self.inner = inner
+        self.unrecorded = Unrecorded(f"{name}: gradients")
         self.ways: tuple[Way, ...] = ()
         self.arguments = self._signature(module)
         self.schedule = self._schedule(module)
@@ -123,7 +125,11 @@ class RootCall:
     def _stand_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no graph may answer. Where even those are short, there is nothing to wait for."""
         start = clocks()
-        result = self._plain(module, args, kwargs)
+        if torch.is_grad_enabled() and not module.training and gates.call_is_plain() and not self.options.decides_only:
+            plain, unrecorded = lambda: self._plain(module, args, kwargs), lambda: self(*args, **kwargs)
+            result = self.unrecorded.answer(module, args, kwargs, plain, unrecorded)
+        else:
+            result = self._plain(module, args, kwargs)
         self._note_length(module, elapsed(start))
         return result
 

@@ -22,6 +22,7 @@ from slipstream.decision import log
 from slipstream.optimize import accounts, gates, guards, packs
 from slipstream.optimize.options import Options, clocks, elapsed, fair, say_once, set_up
 from slipstream.optimize.pieces import deciding
+from slipstream.optimize.unrecorded.deferred import owned
 
 PATIENCE = 32
 """Calls after which a piece that never won is let go for good, so that it costs nothing any more."""
@@ -331,7 +332,7 @@ class _Replayed(torch.autograd.Function):
     def forward(ctx: Any, piece: Piece, module: nn.Module, content: Any, x: torch.Tensor, *tensors: Any) -> Any:
         ctx.piece, ctx.module = piece, module
         ctx.save_for_backward(x, *tensors)
-        return _owned(piece.run(module, x, content, tensors))
+        return owned(piece.run(module, x, content, tensors))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -344,11 +345,6 @@ class _Replayed(torch.autograd.Function):
         again = torch.is_grad_enabled()
         found = iter(torch.autograd.grad(y, wanted, gradients, create_graph=again, allow_unused=True))
         return None, None, None, *(next(found) if wants else None for wants in needed)
-
-
-def _owned(y: torch.Tensor) -> torch.Tensor:
-    """The same memory, but no view of another tensor: autograd forbids changing those in place."""
-    return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride()) if y._is_view() else y
 
 
 class _Never(dict[Hashable, bool]):
