@@ -133,9 +133,29 @@ def _why_not(module: nn.Module, result: Any, given: list[torch.Tensor]) -> str |
     known = {tensor.untyped_storage().data_ptr() for tensor in given}
     if len(set(memory)) < len(memory) or known & set(memory):
         return "its results share memory with each other, its inputs or weights"
+    if _depend_on_each_other(tensors):
+        return "its results depend on each other, and might be differentiated so"
     if any(_carries_gradients(value) for part in module.modules() for name, value in part.__dict__.items() if name[:1] != "_"):
         return "a module keeps what carries gradients"
     return None
+
+
+def _depend_on_each_other(tensors: list[torch.Tensor]) -> bool:
+    """Whether one was computed from another: that can be asked for, and one operation for all of them does not know it."""
+    made = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+    if len(made) < 2:
+        return False
+    waiting = [source for node in made for source, _ in node.next_functions]
+    above = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node in made:
+            return True
+        for source, _ in () if node is None else node.next_functions:
+            if source not in above:
+                above.add(source)
+                waiting.append(source)
+    return False
 
 
 def _carries_gradients(value: Any) -> bool:

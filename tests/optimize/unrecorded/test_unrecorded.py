@@ -242,6 +242,12 @@ class Returning(Network):
         return super().forward(x).scores, x[:2]
 
 
+class Pooling(Network):
+    def forward(self, x):
+        hidden = self.first(x)
+        return hidden, self.second(hidden)
+
+
 class Wrapping(Network):
     def forward(self, x):
         return {super().forward(x).scores}
@@ -249,7 +255,7 @@ class Wrapping(Network):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Keeping, "keeps"), (Drawing, "random"), (Returning, "share memory"), (Wrapping, "holds a set")],
+    [(Keeping, "keeps"), (Drawing, "random"), (Returning, "share memory"), (Wrapping, "holds a set"), (Pooling, "depend on")],
 )
 def test_what_speaks_against_it(kind, why, x):
     calls = Calls(kind().eval())
