@@ -125,7 +125,7 @@ class Branches:
 
     def _deciding(self, handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def handle_outcome(reader: Any, instruction: Any) -> Any:
-            if reader.stack and reader.stack[-1].is_tensor():
+            if reader.stack and _is_tensor(reader.stack[-1]):
                 outcome = self._decide(reader, reader.stack[-1])
                 if outcome is not None:
                     reader.pop()
@@ -155,6 +155,11 @@ class Branches:
         known = (self.outcomes or {}).get(place, [])
         taken[place] += 1
         return known[taken[place] - 1] if taken[place] <= len(known) else None
+
+
+def _is_tensor(variable: Any) -> bool:
+    asked = getattr(variable, "is_tensor", None)  # a version without it has its branches refused
+    return bool(asked()) if callable(asked) else False
 
 
 def _of_sizes(node: fx.Node) -> bool | None:

@@ -38,20 +38,21 @@ class Unheard:
 
     def functions(self) -> set[Any]:
         """Functions whose calls dynamo is to hand over; of `logging`'s own, those that say nothing at the root's level."""
+        if _kind("IgnoredFunctionVariable") is None:
+            return set()  # a dynamo that would swallow all calls
         root = logging.getLogger()
         quiet = {getattr(logging, name) for name, level in LEVELS.items() if root.handlers and not root.isEnabledFor(level)}
         return {warnings.warn, *quiet}
 
     def instead(self) -> list[tuple[Any, str, Any]]:
         """Whose attribute of which name is what during the capture."""
-        from torch._dynamo.variables import misc
-
-        logger, ignored = misc.LoggingLoggerVariable, misc.IgnoredFunctionVariable
-        log, ignore = logger.call_method, ignored.call_function
+        logger, ignored = _kind("LoggingLoggerVariable"), _kind("IgnoredFunctionVariable")
+        log, ignore = getattr(logger, "call_method", None), getattr(ignored, "call_function", None)
 
         def call_method(variable: Any, tx: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
             answer = self._of_logger(variable.value, name, args, kwargs)
             if answer is None:
+                assert log is not None  # it stands in its place
                 return log(variable, tx, name, args, kwargs)
             _is_the_same(variable)
             return _constant(answer[0])
@@ -65,9 +66,11 @@ class Unheard:
                 self._filters = list(warnings.filters)
             elif variable.value in self.functions():
                 self._levels[logging.getLogger(), LEVELS[variable.value.__name__]] = False
+            assert ignore is not None  # it stands in its place
             return ignore(variable, tx, args, kwargs)
 
-        return [(logger, "call_method", call_method), (ignored, "call_function", call_function)]
+        replaced = [(logger, "call_method", call_method), (ignored, "call_function", call_function)]
+        return [(kind, name, ours) for kind, name, ours in replaced if kind is not None]
 
     def _of_logger(self, logger: logging.Logger, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any] | None:
         """What the method returns, where it says nothing; None where it is heard, or not known here."""
@@ -86,6 +89,13 @@ class Unheard:
             return None
         self._levels[logger, level] = heard
         return (heard,) if name == "isEnabledFor" else (None,)
+
+
+def _kind(name: str) -> Any:
+    """One of dynamo's classes; None in a version that does not have it."""
+    from torch._dynamo.variables import misc
+
+    return getattr(misc, name, None)
 
 
 def _said_once(logger: logging.Logger, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any] | None:
