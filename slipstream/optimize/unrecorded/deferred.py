@@ -47,7 +47,8 @@ class Call:
     fast: Callable[[], Any]
     plain: Callable[[], Any]
     on_backward: Callable[[], None]
-    leaves: list[Any] = field(default_factory=list)
+    numbers: list[Any] = field(default_factory=list)
+    """What of the result is no tensor, with gaps for those: they would hold their own history."""
 
 
 def parts_of(result: Any) -> tuple[list[Any], Any, list[torch.Tensor], tuple[int | None, ...]]:
@@ -85,7 +86,7 @@ def answer(call: Call) -> Any:
         tensor if maker is None else _named(maker).apply(tensor)  # type: ignore[attr-defined]
         for tensor, maker in zip(made, call.form.makers, strict=True)
     ]
-    leaves = [leaf if place is None else given[place] for leaf, place in zip(call.leaves, call.form.places, strict=True)]
+    leaves = [leaf if place is None else given[place] for leaf, place in zip(call.numbers, call.form.places, strict=True)]
     return pytree.tree_unflatten(leaves, call.form.structure)
 
 
@@ -94,7 +95,8 @@ class _Deferred(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: torch.Tensor) -> Any:
-        call.leaves, structure, made, places = parts_of(call.fast())
+        leaves, structure, made, places = parts_of(call.fast())
+        call.numbers = [leaf if place is None else None for leaf, place in zip(leaves, places, strict=True)]
         if (structure, places, tuple(map(_layout, made))) != (call.form.structure, call.form.places, call.form.layouts):
             raise Unlike
         ctx.call = call
@@ -135,7 +137,7 @@ def _named(maker: str) -> type[torch.autograd.Function]:
         def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
             return gradients[0]
 
-    Handed._backward_cls.__name__ = maker  # type: ignore[attr-defined]
+    Handed._backward_cls.__name__ = Handed._backward_cls.__qualname__ = maker  # type: ignore[attr-defined]
     return Handed
 
 

@@ -31,6 +31,9 @@ SHORT = 4
 
 Answer = Callable[[], Any]
 
+_OTHERS = (torch.jit.ScriptModule, nn.parallel.DistributedDataParallel)
+"""Have a record, or gradients, of a kind of their own."""
+
 _PLAIN = (torch.Tensor, nn.Parameter)
 _NUMBERS = (type(None), bool, int, float, str, torch.dtype, torch.Size)
 
@@ -109,7 +112,7 @@ def _recorded_parameters(module: nn.Module) -> list[torch.Tensor] | None:
     """Those that want gradients; None where a part is in training or has hooks, or a parameter's gradient is listened to."""
     found: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        if isinstance(part, torch.jit.ScriptModule) or part.training or gates.has_hooks(part):
+        if isinstance(part, _OTHERS) or part.training or gates.has_hooks(part):
             return None
         for parameter in part._parameters.values():
             if parameter is not None and parameter.requires_grad:

@@ -2,7 +2,9 @@
 """Calls in `eval()` with gradients on run without a record where nobody asks for gradients; who asks gets the original's."""
 
 import copy
+import gc
 import random
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -164,6 +166,18 @@ def test_memory_is_freed_and_versions_are_checked(calls, model, x):
     value.backward()
     with pytest.raises(RuntimeError, match="second time"):
         value.backward()
+
+
+def test_nothing_outlives_its_result(calls, x):
+    gc.collect()
+    gc.disable()
+    try:
+        result = calls(x)
+        kept = [weakref.ref(result.scores), weakref.ref(result.hidden), weakref.ref(result.scores.grad_fn)]
+        del result
+        assert [one() for one in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_weights_that_changed_meanwhile_are_told(calls, model, x):
