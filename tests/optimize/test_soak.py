@@ -12,6 +12,7 @@ from torch import nn
 from slipstream.autopatch.settings import Settings
 from slipstream.decision import log
 from slipstream.optimize import attention, leaf_tier, packs
+from slipstream.optimize.graph import background, schedule
 from slipstream.optimize.options import set_up
 
 THREADS, CALLS, VERSIONS = 14, 500, 4
@@ -88,7 +89,19 @@ def versions(model):
     return [{name: torch.randn_like(value) for name, value in model.state_dict().items()} for _ in range(VERSIONS)]
 
 
-def test_weights_reloaded_between_calls(forced):
+@pytest.fixture(params=["layers", "graph"])
+def answering(request, monkeypatch, forced):
+    """By what: a graph is captured at once, or not before the test is over."""
+    if request.param == "graph":
+        for name, value in {"CALLS": 1, "SMALL_S": 0.0, "BESIDE": 1e-9, "CALLS_OF_PROOF": 0}.items():
+            monkeypatch.setattr(schedule, name, value)
+    else:
+        monkeypatch.setattr(schedule, "CALLS", 1 << 30)
+    yield request.param
+    background.wait()
+
+
+def test_weights_reloaded_between_calls(answering):
     """Two shared models; whoever reloads waits until nobody is inside, as a server does."""
     models, x = [Model().eval() for _ in range(2)], torch.randn(8, 96)
     states = [versions(model) for model in models]

@@ -125,7 +125,8 @@ class RootCall:
     def _stand_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no graph may answer. Where even those are short, there is nothing to wait for."""
         start = clocks()
-        if torch.is_grad_enabled() and not module.training and gates.call_is_plain() and not self.options.decides_only:
+        in_evaluation = not getattr(module, "training", True)  # a frozen ScriptModule does not say
+        if in_evaluation and torch.is_grad_enabled() and gates.call_is_plain() and not self.options.decides_only:
             plain, unrecorded = lambda: self._plain(module, args, kwargs), lambda: self(*args, **kwargs)
             result = self.unrecorded.answer(module, args, kwargs, plain, unrecorded)
         else:

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize import packs
+from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import Answer, PackedOperator
 
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
@@ -32,7 +33,7 @@ class Settled:
     def __init__(self, fast: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         """Raises Unsettled where no operator has a pack, or one does not fit."""
         self.changes = packs.changes()
-        found, numbers = _settle(fast.graph)
+        found, numbers = _settle(fast, inputs)
         self.held = [(pack, pack.content) for _, held in found.values() for pack in held]
         self.pick = _picker(numbers)
         self.given = self.pick(inputs)
@@ -69,16 +70,27 @@ class Unsettled(Exception):
     """The operators have to look for themselves."""
 
 
-def _settle(graph: fx.Graph) -> tuple[dict[int, Answer], list[int]]:
-    """What answers for which operator, by its id, and the numbers of the inputs that are their weights."""
-    places = {node: number for number, node in enumerate(node for node in graph.nodes if node.op == "placeholder")}
+def _settle(fast: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[dict[int, Answer], list[int]]:
+    """What answers for which operator, by its id, on packs of these very inputs; and the numbers of those that are weights.
+
+    An operator that has not met them yet has a pack of others, which may fit those as well as ever.
+    """
+    places = {node: number for number, node in enumerate(node for node in fast.graph.nodes if node.op == "placeholder")}
+    values: dict[fx.Node, Any] = {node: inputs[number] for node, number in places.items()}
     found: dict[int, Answer] = {}
     numbers: set[int] = set()
-    for node in graph.nodes:
-        answer = node.target.settle() if isinstance(node.target, PackedOperator) else None
+    for node in fast.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(fast)
+        if not isinstance(node.target, PackedOperator):
+            continue
+        weights = node.args[node.target.first_weight :]
+        answer = node.target.settle(tuple(values.get(weight) if weight is not None else None for weight in weights))
         if answer is not None:
             found[id(node.target)] = answer
-            numbers.update(places[weight] for weight in node.args[node.target.first_weight :] if weight in places)
+            numbers.update(places[weight] for weight in weights if weight in places)
+            if isinstance(node.target, Constant):
+                values[node] = answer[1][0].content
     return found, sorted(numbers)
 
 

@@ -189,3 +189,34 @@ def test_weights_that_keep_changing_are_settled_ever_more_rarely(model):
         times += program.settling.settled not in (before, None)
         in_place_of_a_buffer(model)
     assert times <= 6
+
+
+def inputs_of(program, model, *args):
+    """What a call gives to the graph."""
+    seen = []
+    way = program.settling.way
+    program.settling.way = lambda inputs: (seen.append(inputs), way(inputs))[1]
+    plain(model, *args)
+    del program.settling.way
+    return seen[0]
+
+
+def test_it_settles_on_packs_of_the_calls_own_weights(model):
+    """Another thread may have settled it before the operators met weights that were exchanged: they have packs of the old ones."""
+    program = settled_program(model, image())
+    fast, inputs = program.lowered.fast, inputs_of(program, model, image())
+    others = [nn.Parameter(given.detach() + 1) if isinstance(given, nn.Parameter) else given for given in inputs]
+    others = [given.clone() if given.dim() == 1 and not isinstance(given, nn.Parameter) else given for given in others]
+    with torch.inference_mode(), pytest.raises(settled.Unsettled):
+        settled.Settled(fast, tuple(others))
+
+
+def test_it_settles_on_packs_of_the_right_operators(model):
+    """The weights are all known, but at other places."""
+    program = settled_program(model, image())
+    inputs = list(inputs_of(program, model, image()))
+    query, key = (next(n for n, given in enumerate(inputs) if given is layer.weight) for layer in (model.query, model.key))
+    inputs[query], inputs[key] = inputs[key], inputs[query]
+    with torch.inference_mode():
+        (got,), (wanted,) = settled.Settled(program.lowered.fast, inputs).run(*inputs), program.lowered.reference(*inputs)
+    assert error(got, wanted) < LIMIT["float32"]

@@ -55,8 +55,9 @@ class Concatenation(PackedOperator):
     def content(self, tensors: Tensors) -> Any:
         return super().content(tensors) if self._is_held_short(tensors) else None
 
-    def settle(self) -> Answer | None:
-        return None if self.pack is None else (functools.partial(self._put_together, self.pack.content), (self.pack,))
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.fitting(tensors)
+        return None if pack is None else (functools.partial(self._put_together, pack.content), (pack,))
 
     def __call__(self, *values: Any) -> torch.Tensor:
         tables = values[self.first_weight :]

@@ -45,11 +45,12 @@ class Constant(PackedOperator):
             self.fixed, _ = self.make(tensors)
         return self.fixed
 
-    def settle(self) -> Answer | None:
-        if self.pack is None:
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.fitting(tensors)
+        if pack is None:
             return None
-        made = self.pack.content
-        return lambda *_: made, (self.pack,)
+        made = pack.content
+        return lambda *_: made, (pack,)
 
     def __call__(self, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -106,8 +106,9 @@ class Convolution(WeightOperator):
         content = self.content(tensors)
         return self.plain(x, residual, *tensors) if content is None else content(x, residual)  # type: ignore[no-any-return]
 
-    def settle(self) -> Answer | None:
-        return None if self.pack is None else (self.pack.content.__call__, (self.pack,))
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.fitting(tensors)
+        return None if pack is None else (pack.content.__call__, (pack,))
 
     def plain(self, x: Any, residual: Any, weight: Any, bias: Any, *norm: Any) -> torch.Tensor:
         """The same from torch's functions, in float32, on weights that cannot be packed."""

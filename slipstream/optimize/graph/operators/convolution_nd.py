@@ -31,8 +31,8 @@ class Convolution1d(Convolution):
         assert weight is not None
         return super().make((weight.detach().unsqueeze(2), *rest))
 
-    def settle(self) -> Answer | None:
-        found = super().settle()
+    def settle(self, tensors: Tensors) -> Answer | None:
+        found = super().settle(tensors)
         if found is None:
             return None
         answer, held = found

@@ -31,8 +31,8 @@ class GatedPointwise(WeightOperator):
     def content(self, tensors: Tensors) -> Any:
         return self.convolution.content(tensors)
 
-    def settle(self) -> Answer | None:
-        pack = self.convolution.pack
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.convolution.fitting(tensors)
         return None if pack is None else (self._answer(pack.content), (pack,))
 
     def __call__(self, x: Any, residual: Any, gate: Any, *tensors: Any) -> torch.Tensor:

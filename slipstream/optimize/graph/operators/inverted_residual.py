@@ -49,8 +49,8 @@ class InvertedResidual(WeightOperator):
         found = [operator.content(weights) for operator, weights in self._shares(tensors)]
         return None if None in found else found
 
-    def settle(self) -> Answer | None:
-        held = [part[0].pack for part in self.parts if part is not None]
+    def settle(self, tensors: Tensors) -> Answer | None:
+        held = [operator.fitting(weights) for operator, weights in self._shares(tensors)]
         packs = tuple(pack for pack in held if pack is not None)
         return (self._answer([pack.content for pack in packs]), packs) if len(packs) == len(held) else None
 

@@ -52,12 +52,13 @@ class JointLinear(LinearOperator):
                 packs.rehouse(pack, (view, *pack.content[1:]))
         return (joint, _bias(weights, biases)), joint.data.numel() * joint.data.element_size()
 
-    def settle(self) -> Answer | None:
-        if self.pack is None:
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.fitting(tensors)
+        if pack is None:
             return None
-        packed, bias = self.pack.content
+        packed, bias = pack.content
         run = quick.linear(packed, self.post_op, self.out)
-        return lambda x, *_: run(x, None, None, bias), (self.pack,)
+        return lambda x, *_: run(x, None, None, bias), (pack,)
 
     def __call__(self, x: Any, _: None, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

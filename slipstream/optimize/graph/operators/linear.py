@@ -78,10 +78,11 @@ class Linear(LinearOperator):
         packed = kernel.pack(weight, dtype=self.held.dtype, parts=self.held.parts)
         return (packed, shift), packed.data.numel() * packed.data.element_size()
 
-    def settle(self) -> Answer | None:
-        if self.pack is None:
+    def settle(self, tensors: Tensors) -> Answer | None:
+        pack = self.fitting(tensors)
+        if pack is None:
             return None
-        packed, shift = self.pack.content
+        packed, shift = pack.content
         run = quick.linear(packed if self.rows is None else self._part_of(packed, self.rows), self.post_op, self.out)
         rows = self.rows
 
@@ -90,7 +91,7 @@ class Linear(LinearOperator):
                 bias = bias[rows[0] : rows[1]]
             return run(x, residual, multiplier, bias if scale is None else shift)
 
-        return answer, (self.pack,)
+        return answer, (pack,)
 
     def __call__(self, x: Any, residual: Any, multiplier: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)

@@ -75,9 +75,14 @@ class PackedOperator(Operator):
         self.choose()
         return packs.find(self.pack_kind(tensors), *self.sources(tensors)) is not None
 
-    def settle(self) -> Answer | None:
-        """What may answer in its place, without a look at the weights, while its packs fit them; None where nothing may."""
+    def settle(self, tensors: Tensors) -> Answer | None:
+        """What may answer in its place, without a look at the weights, while its packs fit these; None where nothing may."""
         return None
+
+    def fitting(self, tensors: Tensors) -> packs.Pack | None:
+        """Its pack, read once, if that was made from these tensors: another thread may be about to replace it."""
+        pack = self.pack
+        return pack if pack is not None and pack.fits(tensors) else None
 
     def content(self, tensors: Tensors) -> Any:
         """What was packed from just these tensors as they are now; None where they must not be, or change too often."""
