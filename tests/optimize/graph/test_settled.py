@@ -202,7 +202,7 @@ def inputs_of(program, model, *args):
 
 
 def test_it_settles_on_packs_of_the_calls_own_weights(model):
-    """Another thread may have settled it before the operators met weights that were exchanged: they have packs of the old ones."""
+    """Where a thread settles before the operators have met weights that were exchanged, they have packs of the old ones."""
     program = settled_program(model, image())
     fast, inputs = program.lowered.fast, inputs_of(program, model, image())
     others = [nn.Parameter(given.detach() + 1) if isinstance(given, nn.Parameter) else given for given in inputs]
