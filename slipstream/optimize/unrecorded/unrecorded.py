@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
-from slipstream.optimize import gates
+from slipstream.optimize import gates, guards
 from slipstream.optimize.unrecorded.deferred import Call, Form, Unlike, answer, form_of, parts_of
 
 WATCHED = 8
@@ -59,11 +59,12 @@ class Unrecorded:
         if self.is_given_up:
             return plain()
         start = time.perf_counter()
-        inputs, parameters = parts_of((args, kwargs))[2], _recorded_parameters(module)
-        if parameters is None or not all(map(_is_plain_input, inputs)) or gates.in_autocast():
+        leaves, _, inputs, _ = parts_of((args, kwargs))
+        parameters = _recorded_parameters(module)
+        if parameters is None or _odd_one(leaves) is not None or not all(map(_is_plain_input, inputs)) or gates.in_autocast():
             return plain()
         if self.watched < WATCHED:
-            return self._watch(module, [*inputs, *module.parameters()], plain, time.perf_counter() - start)
+            return self._watch(module, inputs, parameters, plain, time.perf_counter() - start)
         if not parameters:
             with torch.no_grad():
                 return fast()
@@ -74,12 +75,14 @@ class Unrecorded:
             self._give_up("its results differ in form from call to call")
             return plain()
 
-    def _watch(self, module: nn.Module, given: list[torch.Tensor], plain: Callable[[], Any], looking_s: float) -> Any:
+    def _watch(
+        self, module: nn.Module, inputs: list[torch.Tensor], parameters: list[torch.Tensor], plain: Answer, looking_s: float
+    ) -> Any:
         start, before = time.perf_counter(), _random_state()
         result = plain()
         seconds = time.perf_counter() - start
-        form, why = form_of(result), _why_not(module, result, given)
-        if seconds * SHARE < looking_s:
+        form, why = form_of(result), _why_not(module, result, inputs, parameters)
+        if seconds * SHARE < looking_s and not guards.speed.trusting:  # what answers must not depend on the clock then
             self.short += 1
             if self.short > SHORT:
                 self._give_up("its calls are too short for another way to gain anything")
@@ -126,42 +129,49 @@ def _is_plain_input(tensor: torch.Tensor) -> bool:
     return type(tensor) in _PLAIN and not tensor.requires_grad and not tensor.is_inference()
 
 
-def _why_not(module: nn.Module, result: Any, given: list[torch.Tensor]) -> str | None:
+def _odd_one(leaves: list[Any]) -> Any:
+    """What is neither a tensor nor a number, and may hold tensors, or a state."""
+    return next((leaf for leaf in leaves if type(leaf) not in (*_PLAIN, *_NUMBERS)), None)
+
+
+def _why_not(module: nn.Module, result: Any, inputs: list[torch.Tensor], parameters: list[torch.Tensor]) -> str | None:
     """What speaks against answering without a record."""
     leaves, _, tensors, _ = parts_of(result)
-    odd = next((leaf for leaf in leaves if type(leaf) not in (*_PLAIN, *_NUMBERS)), None)
+    odd = _odd_one(leaves)
     if odd is not None:
         return f"its result holds a {type(odd).__name__}"
-    memory = [tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()]
-    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+    memory = [_memory_of(tensor) for tensor in tensors if tensor.numel()]
+    known = {_memory_of(tensor) for tensor in (*inputs, *module.parameters())}
     if len(set(memory)) < len(memory) or known & set(memory):
         return "its results share memory with each other, its inputs or weights"
-    if _depend_on_each_other(tensors):
+    last = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+    above = _above(last)
+    if last & above:
         return "its results depend on each other, and might be differentiated so"
+    if not {id(node.variable) for node in above if hasattr(node, "variable")} <= set(map(id, parameters)):
+        return "what is no parameter of it wants gradients"
     if any(_carries_gradients(value) for part in module.modules() for name, value in part.__dict__.items() if name[:1] != "_"):
         return "a module keeps what carries gradients"
     return None
 
 
-def _depend_on_each_other(tensors: list[torch.Tensor]) -> bool:
-    """Whether one was computed from another: that can be asked for, and one operation for all of them does not know it."""
-    made = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
-    if len(made) < 2:
-        return False
-    waiting = [source for node in made for source, _ in node.next_functions]
-    above = set(waiting)
+def _memory_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _above(nodes: set[Any]) -> set[Any]:
+    """All of autograd's operations that these come from."""
+    found: set[Any] = set()
+    waiting = list(nodes)
     while waiting:
-        node = waiting.pop()
-        if node in made:
-            return True
-        for source, _ in () if node is None else node.next_functions:
-            if source not in above:
-                above.add(source)
-                waiting.append(source)
-    return False
+        sources = {source for source, _ in waiting.pop().next_functions if source is not None}
+        waiting += sources - found
+        found |= sources
+    return found
 
 
 def _carries_gradients(value: Any) -> bool:
+    """A tensor that a call computed, in a structure that modules keep such in."""
     if isinstance(value, torch.Tensor):
         return value.requires_grad and not value.is_leaf
     if isinstance(value, dict):

@@ -228,6 +228,12 @@ def test_inputs_that_want_gradients(calls, x):
     assert calls.ways == ["plain"]
 
 
+def test_what_may_hold_anything(calls, model, x):
+    model.forward = lambda x, settings: Network.forward(model, x)
+    calls(x, settings=object())
+    assert calls.ways == ["plain"]
+
+
 def test_nothing_wants_gradients(calls, model, x):
     model.requires_grad_(False)
     assert not calls(x).scores.requires_grad
@@ -262,6 +268,17 @@ class Pooling(Network):
         return hidden, self.second(hidden)
 
 
+class Borrowing(Network):
+    """Weights that its `parameters` do not know of."""
+
+    def __init__(self):
+        super().__init__()
+        self.others = [nn.Linear(4, 4)]
+
+    def forward(self, x):
+        return self.others[0](super().forward(x).scores)
+
+
 class Wrapping(Network):
     def forward(self, x):
         return {super().forward(x).scores}
@@ -269,7 +286,14 @@ class Wrapping(Network):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Keeping, "keeps"), (Drawing, "random"), (Returning, "share memory"), (Wrapping, "holds a set"), (Pooling, "depend on")],
+    [
+        (Keeping, "keeps"),
+        (Drawing, "random"),
+        (Returning, "share memory"),
+        (Wrapping, "holds a set"),
+        (Pooling, "depend on"),
+        (Borrowing, "no parameter"),
+    ],
 )
 def test_what_speaks_against_it(kind, why, x):
     calls = Calls(kind().eval())
