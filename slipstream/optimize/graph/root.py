@@ -126,7 +126,8 @@ class RootCall:
         """A call that no graph may answer. Where even those are short, there is nothing to wait for."""
         start = clocks()
         in_evaluation = not getattr(module, "training", True)  # a frozen ScriptModule does not say
-        if in_evaluation and torch.is_grad_enabled() and gates.call_is_plain() and not self.options.decides_only:
+        undisturbed = gates.call_is_plain() and _frame_callback() is None and not self.options.decides_only
+        if in_evaluation and torch.is_grad_enabled() and undisturbed:
             plain, unrecorded = lambda: self._plain(module, args, kwargs), lambda: self(*args, **kwargs)
             result = self.unrecorded.answer(module, args, kwargs, plain, unrecorded)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ SHORT = 4
 """Calls that are shorter than that, before it is given up."""
 
 Answer = Callable[[], Any]
+
+SLOT = "_compiled_call_impl"
 
 _OTHERS = (torch.jit.ScriptModule, nn.parallel.DistributedDataParallel)
 """Have a record, or gradients, of a kind of their own."""
@@ -115,7 +118,7 @@ def _recorded_parameters(module: nn.Module) -> list[torch.Tensor] | None:
     """Those that want gradients; None where a part is in training or has hooks, or a parameter's gradient is listened to."""
     found: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        if isinstance(part, _OTHERS) or part.training or gates.has_hooks(part):
+        if isinstance(part, _OTHERS) or _is_compiled(part) or part.training or gates.has_hooks(part):
             return None
         for parameter in part._parameters.values():
             if parameter is not None and parameter.requires_grad:
@@ -123,6 +126,11 @@ def _recorded_parameters(module: nn.Module) -> list[torch.Tensor] | None:
                     return None
                 found[id(parameter)] = parameter
     return list(found.values())
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    """By the script: another gradient mode would have it compiled again."""
+    return isinstance(part.__dict__.get(SLOT), types.FunctionType) or type(part).__name__ == "OptimizedModule"
 
 
 def _is_plain_input(tensor: torch.Tensor) -> bool:

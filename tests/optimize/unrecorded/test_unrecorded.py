@@ -216,7 +216,11 @@ def heard_gradients(model):
     return model.second.weight.register_hook(lambda gradient: gradient)
 
 
-@pytest.mark.parametrize("change", [with_hooks, in_training, heard_gradients], ids=lambda change: change.__name__)
+def compiled(model):
+    model.second.compile(backend="eager")
+
+
+@pytest.mark.parametrize("change", [with_hooks, in_training, heard_gradients, compiled], ids=lambda change: change.__name__)
 def test_it_stands_aside_for(calls, model, x, change):
     change(model)
     calls(x)
