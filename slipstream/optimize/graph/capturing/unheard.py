@@ -41,8 +41,8 @@ class Unheard:
         if _kind("IgnoredFunctionVariable") is None:
             return set()  # a dynamo that would swallow all calls
         root = logging.getLogger()
-        quiet = {getattr(logging, name) for name, level in LEVELS.items() if root.handlers and not root.isEnabledFor(level)}
-        return {warnings.warn, *quiet}
+        names = [name for name, level in LEVELS.items() if root.handlers and not root.isEnabledFor(level)]
+        return {warnings.warn, *(getattr(logging, name) for name in names if hasattr(logging, name))}
 
     def instead(self) -> list[tuple[Any, str, Any]]:
         """Whose attribute of which name is what during the capture."""
