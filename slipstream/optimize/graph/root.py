@@ -125,9 +125,8 @@ class RootCall:
     def _stand_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no graph may answer. Where even those are short, there is nothing to wait for."""
         start = clocks()
-        in_evaluation = not getattr(module, "training", True)  # a frozen ScriptModule does not say
-        undisturbed = gates.call_is_plain() and _frame_callback() is None and not self.options.decides_only
-        if in_evaluation and torch.is_grad_enabled() and undisturbed:
+        recorded = torch.is_grad_enabled() and not getattr(module, "training", True)  # a frozen ScriptModule does not say
+        if recorded and gates.call_is_plain() and _frame_callback() is None and not self.options.decides_only:
             plain, unrecorded = lambda: self._plain(module, args, kwargs), lambda: self(*args, **kwargs)
             result = self.unrecorded.answer(module, args, kwargs, plain, unrecorded)
         else:

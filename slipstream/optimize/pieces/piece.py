@@ -22,7 +22,7 @@ from slipstream.decision import log
 from slipstream.optimize import accounts, gates, guards, packs
 from slipstream.optimize.options import Options, clocks, elapsed, fair, say_once, set_up
 from slipstream.optimize.pieces import deciding
-from slipstream.optimize.unrecorded.deferred import owned
+from slipstream.optimize.unrecorded.deferred import differentiated, owned
 
 PATIENCE = 32
 """Calls after which a piece that never won is let go for good, so that it costs nothing any more."""
@@ -341,10 +341,7 @@ class _Replayed(torch.autograd.Function):
             # Views, so that a weight that also stands behind x gets from here only what comes directly.
             inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
             y = ctx.piece.replay(ctx.module, inputs[0], tuple(inputs[1:]))
-        wanted: Any = [tensor for tensor, wants in zip(inputs, needed, strict=True) if wants]
-        again = torch.is_grad_enabled()
-        found = iter(torch.autograd.grad(y, wanted, gradients, create_graph=again, allow_unused=True))
-        return None, None, None, *(next(found) if wants else None for wants in needed)
+        return None, None, None, *differentiated(y, gradients, inputs, needed)
 
 
 class _Never(dict[Hashable, bool]):

@@ -8,7 +8,7 @@ freed by the first backward unless it is to be kept.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,14 +114,18 @@ class _Deferred(torch.autograd.Function):
         with torch.enable_grad(), _in_evaluation(call.module):
             _, _, made, _ = parts_of(call.plain())
         pairs = [(t, g) for t, g in zip(made, gradients, strict=True) if g is not None and t.requires_grad]
-        needed = ctx.needs_input_grad[1:]
-        wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
-        found: Iterator[Any] = iter([None] * len(wanted))
-        if pairs and wanted:
-            again = torch.is_grad_enabled()
-            outputs, given = zip(*pairs, strict=True)
-            found = iter(torch.autograd.grad(outputs, wanted, given, create_graph=again, allow_unused=True))
-        return None, *(next(found) if needs else None for needs in needed)
+        if not pairs:
+            return None, *(None for _ in tensors)
+        outputs, given = zip(*pairs, strict=True)
+        return None, *differentiated(outputs, given, tensors, ctx.needs_input_grad[1:])
+
+
+def differentiated(results: Any, gradients: Any, inputs: Sequence[Any], needed: Sequence[bool]) -> Iterator[Any]:
+    """The gradients of those inputs that need one, None for the others; to be differentiated again where that is asked for."""
+    wanted = [given for given, needs in zip(inputs, needed, strict=True) if needs]
+    again = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(results, wanted, gradients, create_graph=again, allow_unused=True))
+    return (next(found) if needs else None for needs in needed)
 
 
 @functools.lru_cache(256)

@@ -50,14 +50,7 @@ class Unrecorded:
         self.watched = self.short = 0
         self.form: Form | None = None
 
-    def answer(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        plain: Callable[[], Any],
-        fast: Callable[[], Any],
-    ) -> Any:
+    def answer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plain: Answer, fast: Answer) -> Any:
         """``fast`` may answer where nothing is recorded, ``plain`` always."""
         if self.is_given_up:
             return plain()
@@ -84,12 +77,13 @@ class Unrecorded:
         start, before = time.perf_counter(), _random_state()
         result = plain()
         seconds = time.perf_counter() - start
-        form, why = form_of(result), _why_not(module, result, inputs, parameters)
         if seconds * SHARE < looking_s and not guards.speed.trusting:  # what answers must not depend on the clock then
             self.short += 1
             if self.short > SHORT:
                 self._give_up("its calls are too short for another way to gain anything")
-        elif why is not None or _random_state() != before:
+            return result
+        form, why = form_of(result), _why_not(module, result, inputs, parameters)
+        if why is not None or _random_state() != before:
             self._give_up(why or "it draws random numbers")
         elif self.form not in (None, form):
             self._give_up("its results differ in form from call to call")

@@ -85,7 +85,8 @@ class Branches:
     def __init__(self, outcomes: Outcomes | None) -> None:
         self.outcomes = outcomes
         self.met = False
-        self._taken: dict[int, collections.Counter[Place]] = {}
+        self._reading: Any = None
+        self._taken: collections.Counter[Place] = collections.Counter()
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
@@ -150,11 +151,12 @@ class Branches:
 
     def _next(self, reader: Any) -> bool | None:
         """Of this line, what has not been taken since dynamo last began anew."""
-        taken = self._taken.setdefault(id(reader.output), collections.Counter())
+        if reader.output is not self._reading:
+            self._reading, self._taken = reader.output, collections.Counter()
         place = reader.f_code, reader.lineno
         known = (self.outcomes or {}).get(place, [])
-        taken[place] += 1
-        return known[taken[place] - 1] if taken[place] <= len(known) else None
+        self._taken[place] += 1
+        return known[self._taken[place] - 1] if self._taken[place] <= len(known) else None
 
 
 def _is_tensor(variable: Any) -> bool:

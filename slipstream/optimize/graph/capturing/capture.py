@@ -68,7 +68,7 @@ def capture(
             convert_frame.compile_lock,
             quietly([*unheard.instead(), *branches.instead()]),
             branches.taken(),
-            torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions())),
+            torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions)),
             dynamo.get_metrics_context(),
             dynamo.dynamo_timed("fullgraph_capture"),
             set_enable_dynamic(dynamic),

@@ -36,6 +36,7 @@ class Unheard:
     def is_empty(self) -> bool:
         return not self._levels and self._filters is None
 
+    @functools.cached_property
     def functions(self) -> set[Any]:
         """Functions whose calls dynamo is to hand over; of `logging`'s own, those that say nothing at the root's level."""
         if _kind("IgnoredFunctionVariable") is None:
@@ -64,7 +65,7 @@ class Unheard:
 
                     unimplemented(gb_type="a warning that is shown", context="", explanation="warnings.warn", hints=[])
                 self._filters = list(warnings.filters)
-            elif variable.value in self.functions():
+            elif variable.value in self.functions:
                 self._levels[logging.getLogger(), LEVELS[variable.value.__name__]] = False
             assert ignore is not None  # it stands in its place
             return ignore(variable, tx, args, kwargs)

@@ -112,8 +112,7 @@ def _names(equation: str, dims: list[int]) -> tuple[Axes, Axes, Axes] | None:
     if len(terms) != len(dims):
         return None
     first, second = (_axes(term, dim - len(term.replace("...", ""))) for term, dim in zip(terms, dims, strict=True))
-    dots = max((axes for axes in (first, second)), key=lambda axes: sum(map(_is_dot, axes)))
-    count = sum(map(_is_dot, dots))
+    count = max(sum(map(_is_dot, axes)) for axes in (first, second))
     if not arrow:
         letters = left.replace("...", "").replace(",", "")
         right = "..." * (count > 0) + "".join(sorted(letter for letter in letters if letters.count(letter) == 1))
