@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 ISA = "SLIPSTREAM_ISA"
 """Force an instruction-set level not above the machine's own: baseline, avx2, avx512, avx512_vnni,
-avx512_bf16_widened, avx512_bf16, amx."""
+avx512_bf16_widened, avx512_bf16, avx512_fp16, amx."""
 
 NATIVE = "SLIPSTREAM_NATIVE"
 """`0` leaves the native extension unloaded, so that the plain-torch twins serve; anything else loads it."""

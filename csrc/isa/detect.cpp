@@ -61,15 +61,14 @@ Level detect() {
   if (!bit(seven_one.eax, 5)) return Level::avx512_vnni;
   const bool amx = (state & kTileState) == kTileState && bit(seven.edx, 22) /* bf16 */ && bit(seven.edx, 24) /* tile */ &&
                    bit(seven.edx, 25) /* int8 */;
-  return amx && tile_data_granted() ? Level::amx : Level::avx512_bf16;
+  if (!bit(seven.edx, 23)) return Level::avx512_bf16;
+  return amx && tile_data_granted() ? Level::amx : Level::avx512_fp16;
 }
 
-// Intel's from Sapphire Rapids on are told by AVX512_FP16, which Cooper Lake lacks.
-bool multiplies_faster_widened() {
+bool made_by_intel() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  const bool intel = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx &&
-                     edx == signature_INTEL_edx;
-  return intel && bit(cpuid(7, 0).edx, 23);
+  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx &&
+         edx == signature_INTEL_edx;
 }
 
 }  // namespace
@@ -78,7 +77,7 @@ bool has_avx_vnni() { return best_level() >= Level::avx2 && bit(cpuid(7, 1).eax,
 #else
 namespace {
 Level detect() { return Level::baseline; }
-bool multiplies_faster_widened() { return false; }
+bool made_by_intel() { return false; }
 }  // namespace
 bool has_avx_vnni() { return false; }
 #endif
@@ -89,9 +88,9 @@ Level best_level() {
 }
 
 Level default_level() {
-  static const bool widened = multiplies_faster_widened();
+  static const bool intel = made_by_intel();
   const Level best = best_level();
-  return best == Level::avx512_bf16 && widened ? Level::avx512_bf16_widened : best;
+  return best == Level::avx512_fp16 && !intel ? Level::avx512_bf16 : best;
 }
 
 }  // namespace slipstream

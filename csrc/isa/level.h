@@ -6,8 +6,8 @@
 
 namespace slipstream {
 
-enum class Level : int32_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16_widened, avx512_bf16, amx, amx_emulated };
-constexpr int32_t kLevelCount = 8;
+enum class Level : int32_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16_widened, avx512_bf16, avx512_fp16, amx, amx_emulated };
+constexpr int32_t kLevelCount = 9;
 
 const char* name_of(Level level);
 
@@ -15,9 +15,10 @@ const char* name_of(Level level);
 // on plain C++ tiles, so that they can be tested where there is no AMX, and has to be asked for.
 Level best_level();
 
-// The level to use where none is asked for: best_level(), but for avx512_bf16 on Intel processors of Sapphire Rapids' kind and
-// later. One dot product of bfloat16 keeps them two cycles, in which they could start four multiply-adds of float32 (measured:
-// 0.085 against 0.170 TFLOP/s a core); Zen 4 starts one each cycle, at the price of one multiply-add. So bfloat16 is widened there.
+// The level to use where none is asked for: best_level(), but for avx512_fp16 where dot products of bfloat16 are as fast and sum in
+// float32, which is on all but Intel's processors. There one dot product takes two cycles, in which four multiply-adds of
+// float32 or float16 can start (measured: 0.085, 0.175 and 0.378 TFLOP/s a core); Zen 4 starts one each cycle, at the price of
+// one multiply-add.
 Level default_level();
 
 // Whether the processor multiplies int8 in 256-bit registers (AVX-VNNI): some have it without AVX-512, some AVX-512 without it.

@@ -8,7 +8,7 @@ namespace slipstream {
 
 const char* name_of(Level level) {
   static const char* const names[kLevelCount] = {
-      "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx", "amx_emulated"};
+      "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx", "amx_emulated"};
   return names[static_cast<int>(level)];
 }
 
@@ -16,11 +16,11 @@ namespace {
 
 #if defined(__x86_64__)
 const KernelTable* const tables[kLevelCount] = {
-    &table_baseline, &table_avx2, &table_avx512, &table_avx512_vnni, &table_avx512_bf16_widened, &table_avx512_bf16, &table_amx,
-    &table_amx_emulated};
+    &table_baseline, &table_avx2, &table_avx512, &table_avx512_vnni, &table_avx512_bf16_widened, &table_avx512_bf16, &table_avx512_fp16,
+    &table_amx, &table_amx_emulated};
 #else
 const KernelTable* const tables[kLevelCount] = {&table_baseline, nullptr, nullptr, nullptr, nullptr,
-                                                nullptr,         nullptr, &table_amx_emulated};
+                                                nullptr,         nullptr, nullptr, &table_amx_emulated};
 #endif
 
 std::atomic<int> active{-1};

@@ -23,6 +23,7 @@ struct KernelTable {
   // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
+  bool converts_panels;  // each part of many rows does, of bfloat16 weights
   // The same for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);
@@ -57,6 +58,6 @@ struct KernelTable {
 };
 
 extern const KernelTable table_baseline, table_avx2, table_avx2_vnni, table_avx512, table_avx512_vnni, table_avx512_bf16_widened,
-    table_avx512_bf16, table_amx, table_amx_emulated;
+    table_avx512_bf16, table_avx512_fp16, table_amx, table_amx_emulated;
 
 }  // namespace slipstream

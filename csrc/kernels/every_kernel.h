@@ -11,6 +11,10 @@
 #include "linear_finish.h"
 #include "group_norm.h"
 #include "linear_vector.h"
+#ifdef SLIPSTREAM_HALF
+#include "half_operands.h"
+#include "linear_half.h"
+#endif
 #include "linear_int8.h"
 #include "attention_softmax.h"
 #include "attention.h"
@@ -34,6 +38,11 @@ constexpr KernelTable every_kernel() {
   KernelTable table{};
   table.linear_scratch = linear_scratch;
   table.linear = linear;
+#ifdef SLIPSTREAM_HALF
+  table.linear_scratch = linear_scratch_or_half;
+  table.linear = linear_or_half;
+  table.converts_panels = true;
+#endif
   table.pack_matrix = pack_matrix;
   table.activation = activation;
   table.gate_rows = gate_rows;

@@ -17,7 +17,8 @@ constexpr int kStripRows = kWidth == 16 ? 12 : 6;
 constexpr int kStripColumns = kStripVectors * kWidth;
 static_assert(kPanelColumns % kStripColumns == 0, "a panel is a whole number of strips");
 
-enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8 };  // widen_both: x is kept in bfloat16 too
+// widen_both: x is kept in bfloat16 too; half: both sides in float16
+enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8, half };
 
 // Elements of x that one step of depth takes, the type in which x is kept in scratch memory, and that of the sums.
 template <Step step>
@@ -34,6 +35,14 @@ struct StepOf<Step::dot_bf16> {
 };
 template <>
 struct StepOf<Step::widen_both> : StepOf<Step::dot_bf16> {};
+#ifdef SLIPSTREAM_HALF
+template <>
+struct StepOf<Step::half> {
+  static constexpr int64_t depth = 2;
+  using X = uint16_t;
+  using Sum = VecHalf;  // even k and odd k by themselves
+};
+#endif
 template <>
 struct StepOf<Step::int8> {
   static constexpr int64_t depth = 4;
@@ -86,6 +95,18 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[r][v] = dot_int8(sums[r][v], four, weights[v]);
     }
+  } else if constexpr (step == Step::half) {
+#ifdef SLIPSTREAM_HALF
+    VecHalf weights[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) weights[v] = load_pairs(static_cast<const uint32_t*>(w) + v * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const VecHalf pairs = broadcast_pair(x.at(r));
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[r][v] += pairs * weights[v];
+    }
+#endif
   } else if constexpr (step == Step::dot_bf16) {
 #ifdef SLIPSTREAM_DOT_BF16
     VecU weights[vectors];
@@ -143,6 +164,13 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
                                      const typename StepOf<step>::X* x, int64_t x_stride, const void* w) {
   multiply_step<step, rows>(sums, RowsFromFirst<typename StepOf<step>::X>{x, x_stride}, w);
 }
+
+// Sums as they are stored: those of int8 as integers in the floats' place, those of float16 times 2^kHalfExponent.
+SLIPSTREAM_INLINE Vec stored_sum(Vec sum) { return sum; }
+SLIPSTREAM_INLINE Vec stored_sum(VecI sum) { return reinterpret_cast<Vec>(sum); }
+#ifdef SLIPSTREAM_HALF
+SLIPSTREAM_INLINE Vec stored_sum(VecHalf sum) { return sums_of_pairs(sum); }
+#endif
 
 // Bytes of weight that one step takes for a column (a float, a pair of bfloat16, four int8), and for the whole panel.
 constexpr int64_t kColumnBytes = 4;

@@ -14,7 +14,7 @@ from slipstream import env
 from slipstream.errors import NativeUnavailable, UsageError
 from slipstream.kernels import fakes
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx")
 """Ascending; each level includes all before it."""
 
 EMULATED = "amx_emulated"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from slipstream import env
 from slipstream.errors import UsageError
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx")
 """Every level, ascending and cumulative: a machine has a level only if it has all those before it."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -27,12 +27,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "avx512_vnni": ("avx512_vnni",),
     "avx512_bf16_widened": ("avx512_bf16",),
     "avx512_bf16": (),
+    "avx512_fp16": ("avx512_fp16",),
     "amx": ("amx_tile", "amx_bf16", "amx_int8"),
 }
 """The flags that each level adds to the one before it, as the kernel spells them in `/proc/cpuinfo`.
 
 `avx512_bf16` needs no more than `avx512_bf16_widened`: the one multiplies bfloat16 by dot products, the other widens it to
-float32 first, and it depends on the processor which of them is faster (`csrc/isa/level.h`)."""
+float32 first. `avx512_fp16` multiplies it as scaled float16 where there are many rows. It depends on the processor which of them
+is the fastest (`csrc/isa/level.h`)."""
 
 # asm/prctl.h and asm/unistd_64.h. Tile data is the 18th part of the extended state, 8 KiB a thread: too much
 # to give to every process, so Linux 5.16 and later hand it to those that ask.
@@ -86,12 +88,12 @@ def cpu_model() -> str | None:
     return _told("model name", "Model", "cpu") or platform.processor() or None
 
 
-def multiplies_faster_widened() -> bool:
-    """Whether products of bfloat16 are faster widened to float32 than by dot products: Intel from Sapphire Rapids on.
+def has_fast_dot_products() -> bool:
+    """Whether dot products of bfloat16 are as fast as products of float16, and then to be preferred: they sum in float32.
 
-    Those are told from Cooper Lake by AVX512_FP16, as the native extension tells them (`csrc/isa/detect.cpp`).
+    Intel's take two cycles, in which four multiply-adds of float16 can start (`csrc/isa/level.h`).
     """
-    return cpu_vendor() == "GenuineIntel" and "avx512_fp16" in cpu_flags()
+    return cpu_vendor() != "GenuineIntel"
 
 
 @functools.cache
@@ -142,9 +144,9 @@ def chosen_level() -> ChosenLevel:
     if asked is None:
         above = LEVELS[len(levels) :]
         reason = f"the highest here; {why_not(above[0])}" if above else "the highest there is"
-        if levels[-1] == "avx512_bf16" and multiplies_faster_widened():
-            slow = "this processor multiplies bfloat16 faster widened to float32 than by avx512_bf16's dot products"
-            return ChosenLevel("avx512_bf16_widened", f"{slow}; {why_not(above[0])}")
+        if levels[-1] == "avx512_fp16" and has_fast_dot_products():
+            fast = "this processor's dot products of bfloat16 are as fast as avx512_fp16, and sum in float32"
+            return ChosenLevel("avx512_bf16", f"{fast}; {why_not(above[0])}")
         return ChosenLevel(levels[-1], reason)
     name = asked.strip().lower()
     if name not in levels:

@@ -14,7 +14,7 @@ from slipstream.launcher.plan import make_plan
 from slipstream.runtime import isa
 from slipstream.runtime.topology import Topology
 
-BFLOAT16_LEVELS = {"avx512_bf16_widened", "avx512_bf16", "amx"}
+BFLOAT16_LEVELS = {"avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx"}
 
 
 @dataclass(frozen=True)

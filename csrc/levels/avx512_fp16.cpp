@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Level avx512_fp16: products of bfloat16 in float16, to which both sides are scaled, twice as many an instruction as of float32;
+// sums leave float16 before they lose more than bfloat16 has (kernels/half_operands.h). Beside everything of avx512_bf16_widened.
+#include "../isa/table.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx512bf16")
+#pragma GCC target("avx512fp16,prefer-vector-width=512")
+
+#define SLIPSTREAM_LEVEL avx512_fp16
+#define SLIPSTREAM_WIDTH 16
+#define SLIPSTREAM_CONVERT_BF16
+#define SLIPSTREAM_HALF
+#define SLIPSTREAM_DOT_INT8
+#include "../simd/vec.h"
+#include "../simd/convert_bf16.h"
+#include "../simd/half.h"
+#include "../simd/math.h"
+#include "../simd/dot_int8.h"
+#include "../kernels/every_kernel.h"
+
+namespace slipstream {
+constexpr KernelTable table_avx512_fp16 = avx512_fp16::every_kernel();
+}  // namespace slipstream
+#endif

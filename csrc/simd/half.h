@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// float16 in registers (AVX512_FP16). Needs simd/convert_bf16.h and <immintrin.h>.
+
+namespace slipstream {
+namespace SLIPSTREAM_LEVEL {
+
+typedef _Float16 VecHalf __attribute__((vector_size(kWidth * 4)));
+
+// kWidth pairs as they lie in memory.
+SLIPSTREAM_INLINE VecHalf load_pairs(const void* p) { return reinterpret_cast<VecHalf>(load_words(p)); }
+
+// Two neighbours in every pair of lanes.
+SLIPSTREAM_INLINE VecHalf broadcast_pair(const uint16_t* p) {
+  uint32_t pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return reinterpret_cast<VecHalf>(pair - VecU{});
+}
+
+// What the bits of a float16, moved to where a float has sign, exponent and fraction, are times its value.
+constexpr int kHalfExponent = -112;
+
+// The sum of each pair of lanes, times 2^kHalfExponent, for finite values. Conversions by half registers would take the ports that
+// multiply half as often again.
+SLIPSTREAM_INLINE Vec sums_of_pairs(VecHalf v) {
+  const VecU bits = reinterpret_cast<VecU>(v);
+  const VecHalf sums = v + reinterpret_cast<VecHalf>((bits << 16) | (bits >> 16));
+  return reinterpret_cast<Vec>((reinterpret_cast<VecI>(sums) >> 3) & (static_cast<int32_t>(0x8fffe000u) - VecI{}));
+}
+
+// Rounds to nearest even.
+SLIPSTREAM_INLINE VecH rounded_to_half(Vec v) {
+  return reinterpret_cast<VecH>(
+      _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+}  // namespace SLIPSTREAM_LEVEL
+}  // namespace slipstream
