@@ -25,6 +25,14 @@ inline float to_float(const void* data, ElementType type, int64_t index) {
   return value;
 }
 
+// A finite float16.
+inline float half_to_float(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const int digits = exponent ? 1024 + fraction : fraction;
+  const float magnitude = std::ldexp(static_cast<float>(digits), (exponent ? exponent : 1) - 25);
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
 // `parts` bfloat16 whose sum is the value, as kernels/linear.h has it.
 inline void split_bfloat16(float value, int64_t parts, uint16_t* to, int64_t stride) {
   for (int64_t part = 0; part < parts; ++part) {

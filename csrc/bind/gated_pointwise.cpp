@@ -66,7 +66,8 @@ Tensor gated_pointwise(const Tensor& x, const Tensor& gate, const Tensor& packed
                       gate.size(3) == 1 && (channels <= 1 || gate.stride(1) == 1),
                   "gate: not one factor a channel of each image, channels innermost");
   Gated gated;
-  gated.call = pointwise(packed, bias, post_op, bfloat16_out, out_channels, channels);
+  Tensor holder;
+  gated.call = pointwise(packed, bias, post_op, bfloat16_out, out_channels, channels, holder);
   gated.call.x = {x.data_ptr(), channels, type};
   gated.gate = {gate.data_ptr(), gate.stride(0), element_type(gate, "gate")};
   gated.pixels = x.size(2) * x.size(3);

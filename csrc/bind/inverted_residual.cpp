@@ -163,7 +163,8 @@ Tensor inverted_residual(const Tensor& x, std::optional<Tensor> expand, std::opt
   Chain chain;
   const ElementType x_type = channels_last(x, "x");
   chain.images = x.size(0);
-  chain.expand = pointwise(expand, expand_bias, expand_post_op, expand_bfloat16, channels, x.size(1));
+  Tensor expand_holder, project_holder;
+  chain.expand = pointwise(expand, expand_bias, expand_post_op, expand_bfloat16, channels, x.size(1), expand_holder);
   chain.expand.x.data = x.data_ptr();
   chain.expand.x.type = x_type;
   STD_TORCH_CHECK(expand ? x.size(1) > 0 : x.size(1) == channels, "x: not of the first convolution's channels");
@@ -175,7 +176,7 @@ Tensor inverted_residual(const Tensor& x, std::optional<Tensor> expand, std::opt
   middle.x.data = x.data_ptr();
   middle.y_type = depthwise_bfloat16 ? ElementType::bfloat16 : ElementType::float32;
   set_depthwise(middle, depthwise, depthwise_bias, numbers, depthwise_post_op);
-  chain.project = pointwise(project, project_bias, project_post_op, project_bfloat16, out_channels, channels);
+  chain.project = pointwise(project, project_bias, project_post_op, project_bfloat16, out_channels, channels, project_holder);
   chain.project.x.type = middle.y_type;
   const int64_t out = project ? out_channels : channels;
   const ElementType y_type = project ? chain.project.y_type : middle.y_type;

@@ -4,6 +4,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
+#include "half_operands.h"
 #include "linear_operands.h"
 #include "partition.h"
 #include "run_linear.h"
@@ -82,8 +83,8 @@ Tensor join_parts(const LinearCall& call) {
 }
 
 // weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for, or with more parts than one in that many of bfloat16
-// (layout: kernels/linear.h).
-Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts) {
+// (layout: kernels/linear.h). With float16, bfloat16 becomes that where the level multiplies it and the weight fits.
+Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool float16) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
   Tensor holder;
   int64_t n = 0;
@@ -103,7 +104,8 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts) {
       }
     }
   });
-  return packed;
+  if (!float16 || !bfloat16 || parts > 1 || !table().fit_panel) return packed;
+  return fit_packed(packed, n, k).value_or(packed);
 }
 
 // Rows of x [batch, rows, k] from which each batch is multiplied by itself where only its own rows lie at one stride, as
@@ -127,12 +129,17 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   LinearCall call;
   call.n = n;
   call.k = k;
-  call.weight_type = element_type(packed, "packed");
-  const bool is_float32 = call.weight_type == ElementType::float32;
-  call.weight_parts = is_float32 ? packed.numel() == packed_size(call.weight_type, n, k) : parts_of_packed(packed.numel(), n, k);
+  call.weight_type = packed_type(packed);
+  const bool is_whole = packed.numel() == packed_size(call.weight_type, n, k);
+  call.weight_parts = is_whole ? 1 : call.weight_type == ElementType::bfloat16 ? parts_of_packed(packed.numel(), n, k) : 0;
   STD_TORCH_CHECK(call.weight_parts > 0, "packed: not packed for these sizes");
   call.weight = packed.data_ptr();
   Tensor joined;
+  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
+    joined = widen_packed(packed, n, k);
+    call.weight = joined.data_ptr();
+    call.weight_type = ElementType::bfloat16;
+  }
   if (call.weight_parts > 1 && !table().linear_split) {
     joined = join_parts(call);
     call.weight = joined.data_ptr();
@@ -175,7 +182,7 @@ void run_linear(const LinearCall& call) {
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
-  library.def("pack_linear(Tensor weight, bool bfloat16, int parts=1) -> Tensor");
+  library.def("pack_linear(Tensor weight, bool bfloat16, int parts=1, bool float16=False) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor packed, int n, int k, Tensor? bias, int post_op, Tensor? multiplier, Tensor? residual, "
       "bool bfloat16_out, bool residual_first=False) -> Tensor");

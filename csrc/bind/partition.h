@@ -18,10 +18,7 @@ struct Grid {
 struct PartCosts {
   double copy_panels, fetch_rows;
 };
-inline PartCosts part_costs() {
-  if (table().linear_split) return {2, 32};
-  return table().converts_panels ? PartCosts{0.5, 24} : PartCosts{0.5, 16};
-}
+inline PartCosts part_costs() { return table().linear_split ? PartCosts{2, 32} : PartCosts{0.5, 16}; }
 
 // The grid of at most `threads` parts whose largest part costs least: a part copies its own rows of x and fetches its own panels.
 inline Grid choose_grid(int64_t m, int64_t panels, int64_t threads) {
@@ -59,7 +56,6 @@ struct LeastRun {
 inline LeastRun least_run(int64_t weight_bytes) {
   const int64_t stays_in_cache = second_level_cache() / 2;
   if (table().linear_split) return {64, 16};
-  if (table().converts_panels) return {48, 4};
   return {weight_bytes <= stays_in_cache ? 12 : 48, 2};
 }
 

@@ -4,20 +4,26 @@
 
 #include <optional>
 
+#include "half_operands.h"
 #include "tensor_rows.h"
 
 namespace slipstream {
 
-// A 1 x 1 convolution over some pixels: everything but where they are. k is 0 where it is absent.
+// A 1 x 1 convolution over some pixels: everything but where they are. k is 0 where it is absent. The holder keeps its weight alive.
 inline LinearCall pointwise(const std::optional<Tensor>& packed, const std::optional<Tensor>& bias, int64_t post_op, bool bfloat16_out,
-                            int64_t n, int64_t k) {
+                            int64_t n, int64_t k, Tensor& holder) {
   LinearCall call;
   if (!packed) return call;
   call.n = call.y_stride = n;
   call.k = call.x.stride = k;
-  call.weight_type = element_type(*packed, "packed");
+  call.weight_type = packed_type(*packed);
   STD_TORCH_CHECK(packed->numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
-  call.weight = packed->data_ptr();
+  holder = *packed;
+  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
+    holder = widen_packed(*packed, n, k);
+    call.weight_type = ElementType::bfloat16;
+  }
+  call.weight = holder.data_ptr();
   STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
   call.post_op = static_cast<PostOp>(post_op);
   call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;

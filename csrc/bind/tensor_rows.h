@@ -28,6 +28,7 @@ inline void check_parts(int64_t parts, bool bfloat16) {
 }
 
 inline ScalarType scalar_type(ElementType type) {
+  if (type == ElementType::float16) return ScalarType::Half;
   return type == ElementType::float32 ? ScalarType::Float : ScalarType::BFloat16;
 }
 
@@ -38,6 +39,12 @@ inline ElementType element_type(const Tensor& tensor, const char* argument) {
                   ": not float32 or bfloat16; convert it with .to()");
   STD_TORCH_CHECK(tensor.is_cpu(), argument, ": not on the CPU; move it with .cpu()");
   return type == ScalarType::Float ? ElementType::float32 : ElementType::bfloat16;
+}
+
+// Of a packed weight, which may be float16 too.
+inline ElementType packed_type(const Tensor& packed) {
+  if (packed.scalar_type() == ScalarType::Half && packed.is_cpu()) return ElementType::float16;
+  return element_type(packed, "packed");
 }
 
 // All dimensions but the last folded into rows. False when they do not lie at one stride, or the last is not dense; without
@@ -80,6 +87,7 @@ inline Rows as_rows(const Tensor& tensor, const char* argument, Tensor& holder, 
 inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
   AtenTensorHandle handle = nullptr;
   const int32_t dtype = type == ScalarType::Char    ? aoti_torch_dtype_int8()
+                        : type == ScalarType::Half  ? aoti_torch_dtype_float16()
                         : type == ScalarType::Float ? aoti_torch_dtype_float32()
                                                     : aoti_torch_dtype_bfloat16();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,

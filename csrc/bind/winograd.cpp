@@ -5,6 +5,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
+#include "half_operands.h"
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
@@ -102,13 +103,47 @@ WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channel
   return call;
 }
 
-void run(const WinogradCall& call) {
+// Tiles of which there are so many repay converting the weights.
+constexpr int64_t kLeastTilesOfHalf = 48;
+// A transformed value is a sum of up to four pixels: d0 - d2 of d0 - d2.
+constexpr int kTransformBits = 2;
+
+void run_tiles(const WinogradCall& call) {
   const KernelTable& kernels = table();
   const int64_t tiles = call.tiles(), panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns;
   const int64_t work = tiles * call.points() * call.in_channels * call.out_channels;
   for_parts(tiles, panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& part) {
     kernels.winograd(call, part, thread_scratch().take(kernels.winograd_scratch(call, part)));
   });
+}
+
+WinogradCall image_of(WinogradCall call, int64_t index) {
+  const int64_t in = index * call.height * call.width * call.in_channels;
+  const int64_t out = index * call.out_height * call.out_width * call.out_channels;
+  call.batch = 1;
+  call.x = static_cast<const char*>(call.x) + in * element_size(call.x_type);
+  call.y = static_cast<char*>(call.y) + out * element_size(call.y_type);
+  if (call.residual) call.residual = static_cast<const char*>(call.residual) + out * element_size(call.residual_type);
+  return call;
+}
+
+// All images as float16, and those that do not fit again, by themselves.
+void run(const WinogradCall& call) {
+  const bool converts = table().fit_panel && call.weight_type == ElementType::bfloat16 && call.tiles() >= kLeastTilesOfHalf;
+  if (!converts) return run_tiles(call);
+  const int64_t panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns * call.points();
+  const HalfPanels fitted = fit_panels(call.weight, panels, packed_depth(call.weight_type, call.in_channels) / 2);
+  if (!fitted.weight) return run_tiles(call);
+  const int64_t size = call.height * call.width * call.in_channels;
+  const std::unique_ptr<HalfScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, kTransformBits);
+  WinogradCall converted = call;
+  converted.half = scales.get();
+  converted.weight = fitted.weight;
+  converted.back = fitted.back;
+  run_tiles(converted);
+  for (int64_t image = 0; image < call.batch; ++image) {
+    if (scales[image].back == 0) run_tiles(image_of(call, image));
+  }
 }
 
 // y [batch, out, oh, ow] = post_op(conv(x) + bias + residual); x, residual and y in memory format channels_last.

@@ -9,6 +9,7 @@
 #include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
 #include "../kernels/group_norm_call.h"
+#include "../kernels/half_call.h"
 #include "../kernels/linear.h"
 #include "../kernels/pooling_call.h"
 #include "../kernels/norm_call.h"
@@ -23,7 +24,10 @@ struct KernelTable {
   // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
-  bool converts_panels;  // each part of many rows does, of bfloat16 weights
+  // Where bfloat16 is multiplied as float16 (kernels/half_operands.h); null elsewhere.
+  bool (*fit_panel)(const uint8_t* panel, int64_t steps, uint8_t* to, float* back);
+  uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end);
+  HalfScale (*half_scale)(uint32_t largest_bits);
   // The same for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);

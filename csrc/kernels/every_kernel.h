@@ -41,7 +41,9 @@ constexpr KernelTable every_kernel() {
 #ifdef SLIPSTREAM_HALF
   table.linear_scratch = linear_scratch_or_half;
   table.linear = linear_or_half;
-  table.converts_panels = true;
+  table.fit_panel = fit_panel;
+  table.largest_magnitude = largest_magnitude;
+  table.half_scale = half_scale;
 #endif
   table.pack_matrix = pack_matrix;
   table.activation = activation;

@@ -27,28 +27,41 @@ inline float power_of_two(int exponent) {
   return power;
 }
 
-// Rounds a row of x to float16 in `to`, zero-padded to a whole register. Returns what its products are put back by, or 0 where the
-// row does not fit: then its halves are zeros.
-inline float fit_row(const Rows& x, int64_t row, int64_t k, uint16_t* to) {
-  const int64_t from = row * x.stride;
-  auto element = [&](int64_t i) {
-    return i + kWidth <= k ? load_element(x.data, x.type, from + i) : load_element_partly(x.data, x.type, from + i, k - i);
-  };
+// A power of two by which values up to a largest magnitude fit float16, and what their products are put back by; zeros where they
+// do not fit. The magnitude is given as the bits of a float, which order as magnitudes do.
+inline HalfScale half_scale(uint32_t largest_bits) {
+  const int exponent = largest_bits == 0 ? kOne : static_cast<int>(largest_bits >> 23);
+  if (exponent < kOne - kFittingRows || exponent > kOne + kFittingRows) return {0, 0};
+  return {power_of_two(kLargestHalf - kOneHalf + kOne - exponent), power_of_two(exponent - kBackBias)};
+}
+
+// The largest magnitude of some neighbouring elements, as bits: that of infinity and NaN above all others.
+inline uint32_t largest_magnitude(const void* data, ElementType type, int64_t begin, int64_t end) {
   VecI largest{};
-  for (int64_t i = 0; i < k; i += kWidth) {
-    const VecI bits = reinterpret_cast<VecI>(absolute(element(i)));
+  for (int64_t i = begin; i < end; i += kWidth) {
+    const Vec element = i + kWidth <= end ? load_element(data, type, i) : load_element_partly(data, type, i, end - i);
+    const VecI bits = reinterpret_cast<VecI>(absolute(element));
     largest = bits > largest ? bits : largest;
   }
   int32_t bits = 0;
   for (int lane = 0; lane < kWidth; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
-  const int exponent = bits == 0 ? kOne : bits >> 23;
-  const bool fits = exponent >= kOne - kFittingRows && exponent <= kOne + kFittingRows;
-  const Vec scale = broadcast(fits ? power_of_two(kLargestHalf - kOneHalf + kOne - exponent) : 0.f);
-  for (int64_t i = 0; i < k; i += kWidth) {
-    const VecH halves = fits ? rounded_to_half(element(i) * scale) : VecH{};
-    *reinterpret_cast<VecHInMemory*>(to + i) = halves;
+  return static_cast<uint32_t>(bits);
+}
+
+// Rounds a row of x to float16 in `to`, zero-padded to a whole register. Returns what its products are put back by, or 0 where the
+// row does not fit: then its halves are zeros.
+inline float fit_row(const Rows& x, int64_t row, int64_t k, Half* to) {
+  const int64_t from = row * x.stride, end = from + k;
+  const HalfScale scale = half_scale(largest_magnitude(x.data, x.type, from, end));
+  if (scale.back == 0) {
+    __builtin_memset(to, 0, static_cast<size_t>(round_up(k, kWidth)) * sizeof(Half));
+    return 0;
   }
-  return fits ? power_of_two(exponent - kBackBias) : 0.f;
+  for (int64_t i = from; i < end; i += kWidth, to += kWidth) {
+    const Vec element = i + kWidth <= end ? load_element(x.data, x.type, i) : load_element_partly(x.data, x.type, i, end - i);
+    store(to, element * scale.scale);
+  }
+  return scale.back;
 }
 
 // A panel of bfloat16 weights, `steps` steps deep, as float16; to back[32], what each column's products are put back by. False

@@ -12,7 +12,7 @@ namespace slipstream {
 enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid, relu6, hardswish, hardsigmoid, quick_gelu };
 constexpr int32_t kPostOpCount = static_cast<int32_t>(PostOp::quick_gelu) + 1;
 
-enum class ElementType : int32_t { float32, bfloat16 };
+enum class ElementType : int32_t { float32, bfloat16, float16 };  // float16 is for packed weights alone
 
 // Packed weights, the same for every level.
 //   bfloat16: [panel][k / 2][column][2]    a panel is kPanelColumns columns of y; two neighbouring k lie together, as
@@ -21,6 +21,8 @@ enum class ElementType : int32_t { float32, bfloat16 };
 //   bfloat16 in parts: [panel][k / 32][part][16][column][2]    a float32 weight as the sum of two or three bfloat16, each the
 //                                           rounding of what those before it leave (to nearest even; cut where that would
 //                                           overflow; nothing is left of what is not finite); else as bfloat16
+//   float16:  [panel]: bfloat16's order, each column scaled as kernels/half_operands.h has it; behind it what the columns' products
+//             are put back by (float). For the level that multiplies float16
 //   float32:  [panel][k][column]
 //   int8:     [panel]: [k / 4][column][4], four neighbouring k together, zero-padded to kPackedDepthInt8; behind it what
 //             belongs to the panel's columns: scales (float), sums over k and zero points (int32)
@@ -34,11 +36,13 @@ constexpr int64_t kPackedDepthInt8 = 64;
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 constexpr int64_t packed_depth(ElementType type, int64_t k) {
-  return type == ElementType::bfloat16 ? round_up(k, kPackedDepth) : k;
+  return type == ElementType::float32 ? k : round_up(k, kPackedDepth);
 }
 
 // Elements of one packed panel, and of a whole packed weight.
-constexpr int64_t panel_size(ElementType type, int64_t k) { return packed_depth(type, k) * kPanelColumns; }
+constexpr int64_t panel_size(ElementType type, int64_t k) {
+  return (packed_depth(type, k) + (type == ElementType::float16 ? 2 : 0)) * kPanelColumns;
+}
 constexpr int64_t packed_size(ElementType type, int64_t n, int64_t k) {
   return round_up(n, kPanelColumns) / kPanelColumns * panel_size(type, k);
 }

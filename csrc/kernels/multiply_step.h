@@ -17,8 +17,8 @@ constexpr int kStripRows = kWidth == 16 ? 12 : 6;
 constexpr int kStripColumns = kStripVectors * kWidth;
 static_assert(kPanelColumns % kStripColumns == 0, "a panel is a whole number of strips");
 
-// widen_both: x is kept in bfloat16 too; half: both sides in float16
-enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8, half };
+// widen_both: x is kept in bfloat16 too; half: both sides in float16; widen_half: weights in float16, widened
+enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8, half, widen_half };
 
 // Elements of x that one step of depth takes, the type in which x is kept in scratch memory, and that of the sums.
 template <Step step>
@@ -39,7 +39,7 @@ struct StepOf<Step::widen_both> : StepOf<Step::dot_bf16> {};
 template <>
 struct StepOf<Step::half> {
   static constexpr int64_t depth = 2;
-  using X = uint16_t;
+  using X = Half;
   using Sum = VecHalf;  // even k and odd k by themselves
 };
 #endif
@@ -120,13 +120,20 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
       for (int v = 0; v < vectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
     }
 #endif
-  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both) {
+  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both || step == Step::widen_half) {
     Vec first[vectors], second[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       const VecU pairs = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
-      first[v] = reinterpret_cast<Vec>(pairs << 16);
-      second[v] = reinterpret_cast<Vec>(pairs & 0xffff0000u);
+      if constexpr (step == Step::widen_half) {
+#ifdef SLIPSTREAM_HALF
+        first[v] = widened_half(pairs << 16);
+        second[v] = widened_half(pairs);
+#endif
+      } else {
+        first[v] = reinterpret_cast<Vec>(pairs << 16);
+        second[v] = reinterpret_cast<Vec>(pairs & 0xffff0000u);
+      }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {

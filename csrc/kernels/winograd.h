@@ -43,7 +43,7 @@ template <Step step>
 size_t winograd_scratch_of(const WinogradCall& call, const LinearPart& part) {
   const WinogradBlock block = winograd_block<step>(call, part.m_end - part.m_begin);
   const int64_t input = call.points() * block.point * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
-  return static_cast<size_t>(zeros_bytes(call) + input + call.points() * block.sums_point * 4);
+  return static_cast<size_t>(zeros_bytes(call) + input + (call.points() * block.sums_point + block.tiles) * 4);
 }
 
 // How far ahead outputs are asked for: two tiles take about 1000 cycles, a line from memory about 400.
@@ -105,7 +105,7 @@ void find_pixels(const WinogradCall& call, int64_t index, const Pixel* zeros, Pi
 
 // Tiles [begin, begin + tiles) into `to`. The pixels of each next tile are asked for while one is transformed: they lie in short
 // pieces, of one pixel's channels or a few, which the processor does not foresee.
-template <int tile, typename Pixel, typename X>
+template <int tile, Step step, typename Pixel, typename X>
 void transform_tiles(const WinogradCall& call, const WinogradBlock& block, int64_t begin, int64_t tiles, const Pixel* zeros, X* to) {
   constexpr int n = tile + 2;
   PixelTable<tile, Pixel> tables[2];
@@ -114,6 +114,8 @@ void transform_tiles(const WinogradCall& call, const WinogradBlock& block, int64
     const auto& pixels = tables[t % 2];
     auto& next = tables[(t + 1) % 2];
     find_pixels<tile>(call, t + 1 < tiles ? begin + t + 1 : begin + t, zeros, next);
+    const Vec scale = broadcast(step == Step::half ? call.half[place_of(call, begin + t).image].scale : 1.f);
+    auto fitted = [&](Vec pixel) { return step == Step::half ? pixel * scale : pixel; };
     int64_t c = 0;
     for (; c + kWidth <= call.in_channels; c += kWidth) {
 #pragma GCC unroll 8
@@ -121,11 +123,11 @@ void transform_tiles(const WinogradCall& call, const WinogradBlock& block, int64
 #pragma GCC unroll 8
         for (int j = 2; j < n; ++j) __builtin_prefetch(next[i][j] + c);
       }
-      transform_input<tile>([&](int i, int j) { return load(pixels[i][j] + c); }, to + c, block.point);
+      transform_input<tile>([&](int i, int j) { return fitted(load(pixels[i][j] + c)); }, to + c, block.point);
     }
     const int64_t left = call.in_channels - c;
     if (left > 0) {
-      transform_input<tile>([&](int i, int j) { return load_first(pixels[i][j] + c, left); }, to + c, block.point);
+      transform_input<tile>([&](int i, int j) { return fitted(load_first(pixels[i][j] + c, left)); }, to + c, block.point);
     }
   }
 }
@@ -189,10 +191,10 @@ SLIPSTREAM_INLINE void ask_for_outputs(const WinogradCall& call, const TilePlace
   }
 }
 
-// sums [point][tile][32] of one panel.
+// sums [point][tile][32] of one panel; back: what each tile's products are put back by, where they are of float16.
 template <Step step, typename X>
 void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64_t tiles, int64_t panel, const X* input,
-                     float* sums) {
+                     [[maybe_unused]] const float* back, float* sums) {
   const int64_t points = call.points(), strips = (tiles + kStripRows - 1) / kStripRows;
   const int64_t depth = StepOf<step>::depth, steps = (call.in_channels + depth - 1) / depth;
   const int64_t panel_bytes = panel_size(call.weight_type, call.in_channels) * (call.weight_type == ElementType::float32 ? 4 : 2);
@@ -204,6 +206,12 @@ void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64
       Strips<step>::of[end - begin - 1](input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps,
                                         sums + point * block.sums_point + begin * kPanelColumns, false,
                                         {w + panel_bytes + s * share, stride});
+#ifdef SLIPSTREAM_HALF
+      if constexpr (step == Step::half) {
+        put_back(sums + point * block.sums_point + begin * kPanelColumns, end - begin, back + begin,
+                 call.back + (panel * points + point) * kPanelColumns);
+      }
+#endif
     }
   }
 }
@@ -215,17 +223,21 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
   void* zeros = scratch;
   X* input = reinterpret_cast<X*>(static_cast<char*>(scratch) + zeros_bytes(call));
   float* sums = reinterpret_cast<float*>(input + call.points() * block.point);
+  float* back = sums + call.points() * block.sums_point;
   __builtin_memset(zeros, 0, static_cast<size_t>(zeros_bytes(call)));
 
   for (int64_t m = part.m_begin; m < part.m_end; m += block.tiles) {
     const int64_t tiles = part.m_end - m < block.tiles ? part.m_end - m : block.tiles;
     if (call.x_type == ElementType::float32) {
-      transform_tiles<tile>(call, block, m, tiles, static_cast<const float*>(zeros), input);
+      transform_tiles<tile, step>(call, block, m, tiles, static_cast<const float*>(zeros), input);
     } else {
-      transform_tiles<tile>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
+      transform_tiles<tile, step>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
+    }
+    if (step == Step::half) {
+      for (int64_t t = 0; t < tiles; ++t) back[t] = call.half[place_of(call, m + t).image].back;
     }
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      multiply_points<step>(call, block, tiles, panel, input, sums);
+      multiply_points<step>(call, block, tiles, panel, input, back, sums);
       with_post_op(call.post_op, [&](auto op) {
         for (int64_t t = 0; t < tiles; ++t) {
           if (t + kTilesAhead < tiles) ask_for_outputs<tile>(call, place_of(call, m + t + kTilesAhead), panel);
@@ -244,11 +256,17 @@ constexpr Step kWinogradStep = Step::widen_bf16;  // transformed tiles stay floa
 #endif
 
 inline size_t winograd_scratch(const WinogradCall& call, const LinearPart& part) {
+#ifdef SLIPSTREAM_HALF
+  if (call.half) return winograd_scratch_of<Step::half>(call, part);
+#endif
   return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kWinogradStep>(call, part)
                                                    : winograd_scratch_of<Step::float32>(call, part);
 }
 
 inline void winograd(const WinogradCall& call, const LinearPart& part, void* scratch) {
+#ifdef SLIPSTREAM_HALF
+  if (call.half) return winograd_of<2, Step::half>(call, part, scratch);
+#endif
   if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kWinogradStep>(call, part, scratch);
   call.tile == 4 ? winograd_of<4, Step::float32>(call, part, scratch) : winograd_of<2, Step::float32>(call, part, scratch);
 }

@@ -6,6 +6,7 @@
 // when weights are packed; A and B stand in kernels/winograd_transform.h.
 #pragma once
 
+#include "half_call.h"
 #include "linear.h"
 
 namespace slipstream {
@@ -19,6 +20,10 @@ struct WinogradCall {
   ElementType x_type = ElementType::float32;
   const void* weight = nullptr;  // [panel of 32 output channels][point][a panel as in linear.h, depth in_channels]
   ElementType weight_type = ElementType::float32;
+  // Of each image, where it is multiplied as float16 (kernels/half_operands.h); null elsewhere. Then `weight` is float16 in the place
+  // of bfloat16, and each column's products are put back by back[panel][point][32].
+  const HalfScale* half = nullptr;
+  const float* back = nullptr;
   const float* bias = nullptr;     // [out_channels] or null
   PostOp post_op = PostOp::none;
   const void* residual = nullptr;  // of y's shape or null: y = post_op(conv(x) + bias + residual)

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// float16 in registers (AVX512_FP16). Needs simd/convert_bf16.h and <immintrin.h>.
+// float16 in registers (AVX512_FP16). Needs simd/convert_bf16.h, kernels/half_call.h and <immintrin.h>.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
+
+// A float16 in memory.
+struct Half {
+  uint16_t bits;
+};
 
 typedef _Float16 VecHalf __attribute__((vector_size(kWidth * 4)));
 
@@ -10,14 +15,19 @@ typedef _Float16 VecHalf __attribute__((vector_size(kWidth * 4)));
 SLIPSTREAM_INLINE VecHalf load_pairs(const void* p) { return reinterpret_cast<VecHalf>(load_words(p)); }
 
 // Two neighbours in every pair of lanes.
-SLIPSTREAM_INLINE VecHalf broadcast_pair(const uint16_t* p) {
+SLIPSTREAM_INLINE VecHalf broadcast_pair(const Half* p) {
   uint32_t pair;
   __builtin_memcpy(&pair, p, sizeof pair);
   return reinterpret_cast<VecHalf>(pair - VecU{});
 }
 
-// What the bits of a float16, moved to where a float has sign, exponent and fraction, are times its value.
-constexpr int kHalfExponent = -112;
+// The finite float16 in the upper half of each lane, times 2^kWidenedExponent.
+constexpr int kWidenedExponent = -16;
+SLIPSTREAM_INLINE Vec widened_half(VecU words) {
+  const VecI kept = (reinterpret_cast<VecI>(words) >> 3) & (static_cast<int32_t>(0x8fffe000u) - VecI{});
+  return reinterpret_cast<Vec>(kept) * 0x1p96f;
+}
+static_assert(kHalfExponent + 96 == kWidenedExponent, "");
 
 // The sum of each pair of lanes, times 2^kHalfExponent, for finite values. Conversions by half registers would take the ports that
 // multiply half as often again.
@@ -32,6 +42,8 @@ SLIPSTREAM_INLINE VecH rounded_to_half(Vec v) {
   return reinterpret_cast<VecH>(
       _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+SLIPSTREAM_INLINE void store(Half* p, Vec v) { *reinterpret_cast<VecHInMemory*>(p) = rounded_to_half(v); }
 
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

@@ -18,7 +18,9 @@ def _dtype(bfloat16: bool) -> torch.dtype:
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
-def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1) -> torch.Tensor:
+def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1, float16: bool = False) -> torch.Tensor:
+    if float16:
+        raise NotImplementedError("float16: whether a weight fits it depends on its values; pack it before it is traced")
     n, k = weight.shape
     columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k
     return weight.new_empty(columns * depth * parts, dtype=_dtype(bfloat16))

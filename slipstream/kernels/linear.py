@@ -78,11 +78,12 @@ class PackedLinear:
     parts: int = 1
 
 
-def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1) -> PackedLinear:
+def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: bool = True) -> PackedLinear:
     """Copy ``weight`` [n, k] (float32 or bfloat16, any strides) into the order that `linear` reads.
 
     ``dtype`` is what the packed copy holds, float32 or bfloat16. float32 may be held in two or three ``parts`` of bfloat16,
-    which tiles multiply. Raises UsageError for anything else.
+    which tiles multiply; bfloat16 as scaled ``float16`` at the level that multiplies it, where its columns' largest values are
+    finite and within 2**40 of 1. Raises UsageError for anything else.
     """
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
@@ -91,7 +92,7 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1) -> PackedL
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
-            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts)
+            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, float16)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
 
@@ -109,7 +110,8 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
     """
     first = parts[0]
     for part in parts:
-        if (part.k, part.dtype, part.native, part.parts) != (first.k, first.dtype, first.native, first.parts):
+        kind = part.k, part.data.dtype, part.native, part.parts
+        if kind != (first.k, first.data.dtype, first.native, first.parts):
             raise UsageError.of("parts", f"of k {part.k} in {part.dtype}", f"the first has k {first.k}, {first.dtype}")
     if any(part.n % PANEL for part in parts[:-1]):
         raise UsageError.of("parts", [part.n for part in parts], f"n of all but the last has to be a multiple of {PANEL}")

@@ -148,7 +148,7 @@ def test_choice_by_size_and_channels(level):
         assert few.tile is None
         assert not few.decision.taken
     half = choice((1, 256, 14, 14), 256, dtype=torch.bfloat16)
-    assert half.tile == (2 if level in ("avx512_bf16", "avx512_bf16_widened") else None)
+    assert half.tile == (2 if level in ("avx512_bf16", "avx512_bf16_widened", "avx512_fp16") else None)
     assert half.decision.reason
 
 

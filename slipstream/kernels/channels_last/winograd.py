@@ -31,7 +31,7 @@ WORTH_IT = 1.15
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
-_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0}  # of bfloat16, by level, a float32 product being 1
+_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0, "avx512_fp16": 0.55}  # of bfloat16, by level, a float32 product being 1
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180}
 
 
@@ -99,7 +99,7 @@ def choice(
 
     Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
     from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for the
-    levels avx512_bf16 and avx512_bf16_widened; elsewhere it stays direct.
+    levels avx512_bf16_widened, avx512_bf16 and avx512_fp16; elsewhere it stays direct.
     """
     batch, ins, height, width = x_shape
     what = f"3 x 3 convolution {ins} -> {out_channels}, {height} x {width}, batch {batch}: minimal filtering"

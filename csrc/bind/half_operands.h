@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operands of one call as float16, where the level multiplies bfloat16 so (kernels/half_operands.h): panels converted once for all
+// threads, and the scales of images.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "../isa/level.h"
+#include "element.h"
+#include "scratch.h"
+#include "tensor_rows.h"
+
+namespace slipstream {
+
+// Scratch memory of a call, beside that of its threads.
+inline Scratch& call_scratch() {
+  static thread_local Scratch scratch;
+  return scratch;
+}
+
+// Panels in float16, and what their columns' products are put back by: [panel][32]. Null where a panel does not fit. Valid until the
+// thread's next call.
+struct HalfPanels {
+  const void* weight = nullptr;
+  const float* back = nullptr;
+};
+
+// `panels` panels of bfloat16, each `steps` steps of two deep.
+inline HalfPanels fit_panels(const void* packed, int64_t panels, int64_t steps) {
+  const int64_t panel_bytes = steps * kPanelColumns * 4, all_bytes = panels * panel_bytes;
+  uint8_t* memory = static_cast<uint8_t*>(call_scratch().take(static_cast<size_t>(all_bytes + panels * kPanelColumns * 4)));
+  float* back = reinterpret_cast<float*>(memory + all_bytes);
+  const auto fit_panel = table().fit_panel;
+  std::atomic<bool> fits{true};
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const uint8_t* panel = static_cast<const uint8_t*>(packed) + p * panel_bytes;
+      if (!fit_panel(panel, steps, memory + p * panel_bytes, back + p * kPanelColumns)) fits = false;
+    }
+  });
+  if (!fits) return {};
+  return {memory, back};
+}
+
+// The scales of `count` images of `size` neighbouring elements whose values are added up by up to 2^bits of them before they are
+// rounded; zeros for those that do not fit.
+inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type, int64_t count, int64_t size, int bits) {
+  constexpr int64_t kChunk = 1 << 16;  // elements that are read at a time
+  const int64_t chunks = (size + kChunk - 1) / kChunk;
+  auto largest = std::make_unique<std::atomic<uint32_t>[]>(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) largest[i] = 0;
+  const auto largest_magnitude = table().largest_magnitude;
+  torch::stable::parallel_for(0, count * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t first = c % chunks * kChunk, last = first + kChunk < size ? first + kChunk : size;
+      std::atomic<uint32_t>& of_image = largest[c / chunks];
+      const uint32_t found = largest_magnitude(x, type, c / chunks * size + first, c / chunks * size + last);
+      uint32_t before = of_image;
+      while (before < found && !of_image.compare_exchange_weak(before, found)) {}
+    }
+  });
+  auto scales = std::make_unique<HalfScale[]>(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits_of_largest = largest[i];
+    const bool grows = bits_of_largest > 0 && bits_of_largest < 0x7f800000u;
+    scales[i] = table().half_scale(grows ? bits_of_largest + (static_cast<uint32_t>(bits) << 23) : bits_of_largest);
+  }
+  return scales;
+}
+
+// A packed bfloat16 weight [n, k] as float16, 1-D (kernels/linear.h); nothing where a panel does not fit.
+inline std::optional<Tensor> fit_packed(const Tensor& packed, int64_t n, int64_t k) {
+  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, steps = packed_depth(ElementType::bfloat16, k) / 2;
+  const int64_t from_bytes = panel_size(ElementType::bfloat16, k) * 2, to_bytes = panel_size(ElementType::float16, k) * 2;
+  Tensor fitted = empty({packed_size(ElementType::float16, n, k)}, ScalarType::Half);
+  const uint8_t* from = static_cast<const uint8_t*>(packed.data_ptr());
+  uint8_t* to = static_cast<uint8_t*>(fitted.data_ptr());
+  const auto fit_panel = table().fit_panel;
+  std::atomic<bool> fits{true};
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      float* back = reinterpret_cast<float*>(to + p * to_bytes + from_bytes);
+      if (!fit_panel(from + p * from_bytes, steps, to + p * to_bytes, back)) fits = false;
+    }
+  });
+  if (!fits) return std::nullopt;
+  return fitted;
+}
+
+// The same weight in bfloat16 again, for a level that does not multiply float16. Exact but for what had fallen below float16's range.
+inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
+  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
+  Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);
+  const uint16_t* from = static_cast<const uint16_t*>(packed.data_ptr());
+  uint16_t* to = static_cast<uint16_t*>(widened.data_ptr());
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const uint16_t* panel = from + p * panel_size(ElementType::float16, k);
+      const float* back = reinterpret_cast<const float*>(panel + size);
+      for (int64_t i = 0; i < size; ++i) {
+        const float column = back[i / 2 % kPanelColumns] * std::ldexp(1.f, kHalfExponent / 2);
+        to[p * size + i] = to_bfloat16(half_to_float(panel[i]) * column);
+      }
+    }
+  });
+  return widened;
+}
+
+}  // namespace slipstream
