@@ -110,7 +110,7 @@ inline void put_back(float* sums, int64_t rows, const float* of_rows, const floa
 #pragma GCC unroll 2
     for (int64_t c = 0; c < kPanelColumns; c += kWidth) {
       float* at = sums + r * kPanelColumns + c;
-      store(at, load(at) * load(of_columns + c) * of_rows[r]);
+      store(at, load(at) * (load(of_columns + c) * of_rows[r]));
     }
   }
 }

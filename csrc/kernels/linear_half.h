@@ -16,6 +16,53 @@ struct HalfPlan {
   }
 };
 
+// What a strip's products are put back by, and bounds on what goes into y.
+struct HalfEnd {
+  const float *back_rows, *back_columns;
+  float low, high;
+};
+
+// y[row ...][column ...] of `rows` rows and a panel, straight from registers; sums of all parts but the last wait in `sums`.
+template <int rows, typename Y>
+void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, const uint8_t* w, int64_t steps, int64_t row,
+                     int64_t column, const HalfEnd& end, float* sums, const WeightsAhead& ahead) {
+  constexpr int64_t most = kMostSteps<Step::half>, depth = StepOf<Step::half>::depth;
+  int64_t done = 0;
+  for (; steps - done > most; done += most) {
+    strip_part<Step::half, rows, 1>(x + done * depth, x_stride, w + done * kStepBytes, 0, most, sums, done == 0,
+                                    {ahead.at + done * ahead.stride, ahead.stride});
+  }
+  VecHalf last[rows][kStripVectors] = {};
+  AskForWeights ask({ahead.at + done * ahead.stride, ahead.stride});
+  RowsByFours<Half, rows> at(x + done * depth, x_stride);
+  w += done * kStepBytes;
+  for (const uint8_t* stop = w + (steps - done) * kStepBytes; w < stop; w += kStepBytes) {
+    ask.step();
+    multiply_step<Step::half, rows>(last, at, w);
+    at.step(depth);
+  }
+  Vec all[rows][kStripVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kStripVectors; ++v) {
+    const Vec back = load(end.back_columns + v * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Vec part = stored_sum(last[r][v]);
+      all[r][v] = (done == 0 ? part : part + load(sums + r * kPanelColumns + v * kWidth)) * (back * end.back_rows[r]);
+    }
+  }
+  store_between<Y>(call, all, row, column, end.low, end.high);
+}
+
+using HalfStripInto = void (*)(const LinearCall&, const Half*, int64_t, const uint8_t*, int64_t, int64_t, int64_t, const HalfEnd&,
+                               float*, const WeightsAhead&);
+template <typename Y, int... rows>
+struct HalfStripIntoTable {
+  static constexpr HalfStripInto of[] = {half_strip_into<rows, Y>...};
+};
+template <typename Y>
+using HalfStripsInto = HalfStripIntoTable<Y, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+
 class HalfLinear {
  public:
   HalfLinear(const LinearCall& call, const LinearPart& part, void* scratch)
@@ -26,6 +73,9 @@ class HalfLinear {
   }
 
   void run() {
+    alignas(64) float waiting[kStripRows * kPanelColumns];
+    float low, high;
+    const bool bounded = ends_in_bounds(call_, low, high);
     for_each_block<Step::half>(
         part_, call_.k, call_.weight, panel_bytes_,
         [&](int64_t row, int64_t rows, int64_t stride) {
@@ -35,7 +85,16 @@ class HalfLinear {
           count_ = rows;
           return BlockOfX<Step::half>{x_, stride};
         },
-        [](int64_t, int64_t) {}, [](auto&&...) { return false; },
+        [](int64_t, int64_t) {},
+        [&](const Half* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel,
+            const WeightsAhead& ahead) {
+          if (!bounded) return false;
+          const HalfEnd end = {back_ + row - first_, back_of(panel), low, high};
+          const auto kernel =
+              call_.y_type == ElementType::float32 ? HalfStripsInto<float>::of[rows - 1] : HalfStripsInto<uint16_t>::of[rows - 1];
+          kernel(call_, x, stride, w, steps, row, panel * kPanelColumns, end, waiting, ahead);
+          return true;
+        },
         [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {
           put_back(sums, rows, back_ + begin, back_of(panel));
           finish_tile(call_, sums, kPanelColumns, block + begin, rows, panel * kPanelColumns);
