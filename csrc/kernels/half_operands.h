@@ -104,13 +104,13 @@ inline bool fit_panel(const uint8_t* panel, int64_t steps, uint8_t* to, float* b
   return true;
 }
 
-// Sums [rows][32] times what their rows and columns are put back by.
+// Sums [rows][32] times what their rows and columns are put back by, one after the other: the product of both may be no float.
 inline void put_back(float* sums, int64_t rows, const float* of_rows, const float* of_columns) {
   for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
     for (int64_t c = 0; c < kPanelColumns; c += kWidth) {
       float* at = sums + r * kPanelColumns + c;
-      store(at, load(at) * (load(of_columns + c) * of_rows[r]));
+      store(at, load(at) * load(of_columns + c) * of_rows[r]);
     }
   }
 }

@@ -48,7 +48,7 @@ void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, co
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Vec part = stored_sum(last[r][v]);
-      all[r][v] = (done == 0 ? part : part + load(sums + r * kPanelColumns + v * kWidth)) * (back * end.back_rows[r]);
+      all[r][v] = (done == 0 ? part : part + load(sums + r * kPanelColumns + v * kWidth)) * back * end.back_rows[r];
     }
   }
   store_between<Y>(call, all, row, column, end.low, end.high);

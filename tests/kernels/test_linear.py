@@ -15,6 +15,8 @@ from slipstream.kernels import native
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
 """Levels at which bfloat16 weights make x bfloat16 too."""
+HALF = "avx512_fp16"
+"""The level at which bfloat16 weights are multiplied, and added up, in float16."""
 
 by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -78,7 +80,7 @@ def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, wi
     expected = oracle(x, weight, bias, level, post_op=post_op, **operands)
     # The bound is on the whole and absolute near zero: post-ops squeeze large sums into small values.
     scale = max(1.0, expected.abs().max().item()) if m else 1.0
-    rounding = 2**-8 if out_dtype is torch.bfloat16 else 4e-6
+    rounding = 2**-8 if torch.bfloat16 in (out_dtype, w_dtype if level == HALF else out_dtype) else 4e-6
     if level == "plain" and w_dtype is torch.bfloat16:
         rounding = 2**-6  # torch rounds the sums to bfloat16 before bias, multiplier and residual, which may cancel them
     assert torch.allclose(y.double(), expected, rtol=rounding, atol=rounding * scale)
@@ -322,3 +324,86 @@ def test_a_part_of_the_outputs_gives_the_same_bits(level, n, k, m, dtype, data):
 def test_a_part_that_is_none(rows):
     with pytest.raises(UsageError, match=r"^start and stop"):
         L.part(L.pack(torch.randn(100, 4), dtype=torch.float32), *rows)
+
+
+@pytest.fixture
+def half_level():
+    if HALF not in native.levels():
+        pytest.skip("this machine has no AVX512_FP16")
+    with native.level(HALF):
+        yield
+
+
+def half_error(x, weight):
+    """Of products in float16, against float64, relative to the length of each row times that of each column of weights."""
+    y = L.linear(x, L.pack(weight, dtype=torch.bfloat16), out_dtype=torch.float32)
+    lengths = x.double().norm(dim=1)[:, None] * weight.bfloat16().double().norm(dim=1)
+    return ((y.double() - x.double() @ weight.bfloat16().double().T).abs() / lengths.clamp_min(1e-300)).max().item()
+
+
+def test_weights_are_held_in_float16_where_they_fit(half_level):
+    weight = torch.rand(70, 40) - 0.5
+    assert L.pack(weight, dtype=torch.bfloat16).data.dtype is torch.float16
+    assert L.pack(weight, dtype=torch.bfloat16, float16=False).data.dtype is torch.bfloat16
+    assert L.pack(weight * 2.0**39, dtype=torch.bfloat16).data.dtype is torch.float16
+    for bad in (float("inf"), float("nan"), 2.0**42, -(2.0**42)):
+        weight[69, 3] = bad
+        packed = L.pack(weight, dtype=torch.bfloat16)
+        assert packed.data.dtype is torch.bfloat16
+        y, expected = L.linear(torch.ones(60, 40), packed), weight.bfloat16().float().sum(1).expand(60, 70)
+        torch.testing.assert_close(y, expected, rtol=4e-3, atol=4e-3, equal_nan=True)
+
+
+@by_level
+@given(
+    rows=st.lists(st.integers(-58, 58), min_size=1, max_size=9), columns=st.lists(st.integers(-38, 38), min_size=1, max_size=40),
+    k=st.integers(1, 300), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_scales_of_rows_and_columns_do_not_matter_in_float16(half_level, rows, columns, k, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(rows), k, generator=g) * torch.tensor(rows).double().exp2().float()[:, None]
+    weight = torch.randn(len(columns), k, generator=g) * torch.tensor(columns).double().exp2().float()[:, None]
+    assert half_error(x, weight) <= 2**-8
+
+
+@pytest.mark.parametrize("k", [31, 64, 65, 768, 3000])
+def test_sums_of_like_signs_do_not_overflow_in_float16(half_level, k):
+    """The largest products that scaling allows, all of one sign; and an outlier beside what it must not swallow."""
+    x, weight = torch.full((50, k), 1.99), torch.full((33, k), 1.99)
+    assert half_error(x, weight) <= 2**-8
+    x[:, 3] = 2000
+    assert half_error(x, weight) <= 2**-8
+    assert half_error(x, -weight) <= 2**-8
+
+
+def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
+    torch.manual_seed(5)
+    weight = torch.randn(70, 45)
+    packed = L.pack(weight, dtype=torch.bfloat16)
+    plain = torch.randn(60, 45)
+    alone = L.linear(plain, packed)
+    x = plain.clone()
+    x[0] *= 2.0**-80
+    x[7] *= 2.0**70
+    x[30] = 0
+    x[59, 3] = float("inf")
+    y = L.linear(x, packed)
+    expected = x.double() @ weight.bfloat16().double().T
+    for row in (0, 7):
+        assert relative_error(y[row], expected[row]) <= 1e-5
+    assert (y[30] == 0).all()
+    assert torch.equal(y[59].double(), expected[59])
+    others = torch.ones(60, dtype=torch.bool)
+    others[[0, 7, 30, 59]] = False
+    assert torch.equal(y[others], alone[others])
+
+
+def test_weights_in_float16_serve_other_levels(half_level):
+    torch.manual_seed(6)
+    x, weight = torch.randn(20, 50), torch.randn(70, 50)
+    packed = L.pack(weight, dtype=torch.bfloat16)
+    assert packed.data.dtype is torch.float16
+    for other in native.levels():
+        with native.level(other):
+            y, expected = L.linear(x, packed), L.linear(x, L.pack(weight, dtype=torch.bfloat16, float16=False))
+        assert relative_error(y, expected.double()) <= (2e-3 if other == HALF else 1e-7)
