@@ -70,26 +70,31 @@ inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type
   return scales;
 }
 
-// A packed bfloat16 weight [n, k] as float16, 1-D (kernels/linear.h); nothing where a panel does not fit.
+// A packed weight [n, k] as float16, 1-D (kernels/linear.h); nothing where a panel does not fit.
 inline std::optional<Tensor> fit_packed(const Tensor& packed, int64_t n, int64_t k) {
-  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, steps = packed_depth(ElementType::bfloat16, k) / 2;
-  const int64_t from_bytes = panel_size(ElementType::bfloat16, k) * 2, to_bytes = panel_size(ElementType::float16, k) * 2;
+  const ElementType type = element_type(packed, "packed");
+  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, depth = packed_depth(ElementType::float16, k);
+  const int64_t from_bytes = panel_size(type, k) * element_size(type), to_bytes = panel_size(ElementType::float16, k) * 2;
   Tensor fitted = empty({packed_size(ElementType::float16, n, k)}, ScalarType::Half);
   const uint8_t* from = static_cast<const uint8_t*>(packed.data_ptr());
   uint8_t* to = static_cast<uint8_t*>(fitted.data_ptr());
-  const auto fit_panel = table().fit_panel;
+  const KernelTable& kernels = table();
+  auto fit = [&](const uint8_t* panel, uint8_t* fitted_panel) {
+    float* back = reinterpret_cast<float*>(fitted_panel + depth * kPanelColumns * 2);
+    if (type == ElementType::bfloat16) return kernels.fit_panel(panel, depth / 2, fitted_panel, back);
+    return kernels.fit_panel_of_floats(reinterpret_cast<const float*>(panel), k, fitted_panel, back);
+  };
   std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      float* back = reinterpret_cast<float*>(to + p * to_bytes + from_bytes);
-      if (!fit_panel(from + p * from_bytes, steps, to + p * to_bytes, back)) fits = false;
+      if (!fit(from + p * from_bytes, to + p * to_bytes)) fits = false;
     }
   });
   if (!fits) return std::nullopt;
   return fitted;
 }
 
-// The same weight in bfloat16 again, for a level that does not multiply float16. Exact but for what had fallen below float16's range.
+// The same weight in bfloat16, for a level that does not multiply float16.
 inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
   const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
   Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);

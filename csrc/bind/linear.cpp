@@ -82,17 +82,8 @@ Tensor join_parts(const LinearCall& call) {
   return joined;
 }
 
-// weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for, or with more parts than one in that many of bfloat16
-// (layout: kernels/linear.h). With float16, bfloat16 becomes that where the level multiplies it and the weight fits.
-Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool float16) {
-  STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
-  Tensor holder;
-  int64_t n = 0;
-  const Rows rows = as_rows(weight, "weight", holder, n);
-  const int64_t k = weight.size(1);
-  n = weight.size(0);
-  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (bfloat16 || parts == 1), "parts: not 1, 2 or 3 of bfloat16, or 1 of float32");
-  const ElementType type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
+// weight [n, k] -> packed, 1-D.
+Tensor pack_as(const Rows& rows, int64_t n, int64_t k, ElementType type, int64_t parts) {
   Tensor packed = empty({packed_size(type, n, k) * parts}, scalar_type(type));
   void* to = packed.data_ptr();
   torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
@@ -104,8 +95,23 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool floa
       }
     }
   });
-  if (!float16 || !bfloat16 || parts > 1 || !table().fit_panel) return packed;
-  return fit_packed(packed, n, k).value_or(packed);
+  return packed;
+}
+
+// weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for, or with more parts than one in that many of bfloat16
+// (layout: kernels/linear.h). With float16, it becomes that instead of bfloat16 where the level multiplies it and the weight fits.
+Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool float16) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
+  STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (bfloat16 || parts == 1), "parts: not 1, 2 or 3 of bfloat16, or 1 of float32");
+  Tensor holder;
+  int64_t n = 0;
+  const Rows rows = as_rows(weight, "weight", holder, n);
+  const int64_t k = weight.size(1);
+  n = weight.size(0);
+  if (float16 && bfloat16 && parts == 1 && table().fit_panel) {
+    if (std::optional<Tensor> fitted = fit_packed(pack_as(rows, n, k, rows.type, 1), n, k)) return *fitted;
+  }
+  return pack_as(rows, n, k, bfloat16 ? ElementType::bfloat16 : ElementType::float32, parts);
 }
 
 // Rows of x [batch, rows, k] from which each batch is multiplied by itself where only its own rows lie at one stride, as

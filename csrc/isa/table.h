@@ -26,6 +26,7 @@ struct KernelTable {
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
   // Where bfloat16 is multiplied as float16 (kernels/half_operands.h); null elsewhere.
   bool (*fit_panel)(const uint8_t* panel, int64_t steps, uint8_t* to, float* back);
+  bool (*fit_panel_of_floats)(const float* panel, int64_t k, uint8_t* to, float* back);
   uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end);
   HalfScale (*half_scale)(uint32_t largest_bits);
   // The same for a weight in several parts; null where there are no tiles.

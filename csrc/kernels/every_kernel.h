@@ -42,6 +42,7 @@ constexpr KernelTable every_kernel() {
   table.linear_scratch = linear_scratch_or_half;
   table.linear = linear_or_half;
   table.fit_panel = fit_panel;
+  table.fit_panel_of_floats = fit_panel_of_floats;
   table.largest_magnitude = largest_magnitude;
   table.half_scale = half_scale;
 #endif

@@ -104,6 +104,40 @@ inline bool fit_panel(const uint8_t* panel, int64_t steps, uint8_t* to, float* b
   return true;
 }
 
+// The same of a panel of float32 weights [k][32]: eleven bits of each are kept.
+inline bool fit_panel_of_floats(const float* panel, int64_t k, uint8_t* to, float* back) {
+  constexpr int vectors = kPanelColumns / kWidth;
+  VecI largest[vectors] = {};
+  for (int64_t i = 0; i < k; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      const VecI magnitude = reinterpret_cast<VecI>(absolute(load(panel + i * kPanelColumns + v * kWidth)));
+      largest[v] = magnitude > largest[v] ? magnitude : largest[v];
+    }
+  }
+  bool fits = true;
+  Vec scale[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    const VecI found = largest[v] >> 23, exponent = largest[v] == 0 ? VecI{} + kOne : found;
+    for (int lane = 0; lane < kWidth; ++lane) {
+      fits &= exponent[lane] >= kOne - kFittingColumns && exponent[lane] <= kOne + kFittingColumns;
+    }
+    scale[v] = reinterpret_cast<Vec>((2 * kOne + kLargestHalf - kOneHalf - exponent) << 23);
+    store_words(back + v * kWidth, reinterpret_cast<VecU>((exponent + (kOne - kBackBias)) << 23));
+  }
+  if (!fits) return false;
+  for (int64_t i = 0; i < packed_depth(ElementType::float16, k); i += 2) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      auto halves = [&](int64_t at) {
+        return widened(at < k ? rounded_to_half(load(panel + at * kPanelColumns + v * kWidth) * scale[v]) : VecH{});
+      };
+      store_words(to + i / 2 * kStepBytes + v * kWidth * 4, halves(i) | halves(i + 1) << 16);
+    }
+  }
+  return true;
+}
+
 // Sums [rows][32] times what their rows and columns are put back by, one after the other: the product of both may be no float.
 inline void put_back(float* sums, int64_t rows, const float* of_rows, const float* of_columns) {
   for (int64_t r = 0; r < rows; ++r) {

@@ -57,7 +57,8 @@ SPLIT_FROM_ROWS = 16
 as the float32 that they are: then the vector kernel is used. A constant by that arithmetic, not by measurement."""
 
 _TILES = ("amx", native.EMULATED)
-_DOT_PRODUCTS = ("avx512_bf16", *_TILES)
+_FAST_BFLOAT16 = ("avx512_bf16", native.FLOAT16, *_TILES)
+"""Levels that multiply bfloat16 weights faster than float32 ones."""
 _NAMES = {"bf16": "medium", "tf32": "high"}
 _setting: Any = torch._C._get_fp32_precision_getter  # type: ignore[attr-defined]
 
@@ -82,8 +83,9 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: b
     """Copy ``weight`` [n, k] (float32 or bfloat16, any strides) into the order that `linear` reads.
 
     ``dtype`` is what the packed copy holds, float32 or bfloat16. float32 may be held in two or three ``parts`` of bfloat16,
-    which tiles multiply; bfloat16 as scaled ``float16`` at the level that multiplies it, where its columns' largest values are
-    finite and within 2**40 of 1. Raises UsageError for anything else.
+    which tiles multiply. Instead of bfloat16 it is scaled ``float16`` at the level that multiplies it, which keeps three bits
+    more of a float32, where the largest value of each of its rows is finite and within 2**40 of 1. Raises UsageError for
+    anything else.
     """
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
@@ -110,12 +112,12 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
     """
     first = parts[0]
     for part in parts:
-        kind = part.k, part.data.dtype, part.native, part.parts
-        if kind != (first.k, first.data.dtype, first.native, first.parts):
+        if (part.k, part.data.dtype, part.native, part.parts) != (first.k, first.data.dtype, first.native, first.parts):
             raise UsageError.of("parts", f"of k {part.k} in {part.dtype}", f"the first has k {first.k}, {first.dtype}")
     if any(part.n % PANEL for part in parts[:-1]):
         raise UsageError.of("parts", [part.n for part in parts], f"n of all but the last has to be a multiple of {PANEL}")
-    data = torch.cat([part.data for part in parts])
+    words = torch.int32 if first.data.itemsize == 4 else torch.int16
+    data = torch.cat([part.data.view(words) for part in parts]).view(first.data.dtype)  # autocast would convert them
     views = [
         PackedLinear(view, part.n, part.k, part.dtype, part.native, part.parts)
         for part, view in zip(parts, data.split([part.data.shape[0] for part in parts]), strict=True)
@@ -249,13 +251,13 @@ def in_words(precision: str, held: Held) -> str:
     if held.parts > 1:
         return f"float32 products from {held.parts} parts of bfloat16, as float32 matmul precision {precision} has them"
     if precision == "medium" and held.dtype == torch.float32:
-        return f"float32 products: no bfloat16 dot products ({native.reason()}) for float32 matmul precision medium"
+        return f"float32 products: those of bfloat16 are no faster ({native.reason()}) for float32 matmul precision medium"
     name = str(held.dtype).removeprefix("torch.")
     return f"{name} products, as float32 matmul precision {precision} has them"
 
 
 def _multiplies_bfloat16(level: str) -> bool:
-    if level in _DOT_PRODUCTS:
+    if level in _FAST_BFLOAT16:
         return True
     return level == "none" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -17,6 +17,9 @@ from slipstream.kernels import fakes
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx")
 """Ascending; each level includes all before it."""
 
+FLOAT16 = "avx512_fp16"
+"""The level that multiplies bfloat16 weights as scaled float16."""
+
 EMULATED = "amx_emulated"
 """The tile kernels on plain C++ tiles: for tests on machines without AMX, and only when asked for by name."""
 

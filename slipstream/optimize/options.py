@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from slipstream.decision import log
+from slipstream.kernels import native
 from slipstream.optimize.allowance import Allowance
 
 
@@ -49,7 +50,9 @@ class Options:
 def compute_dtype(settings: Any) -> torch.dtype:
     """What weights may be packed in for these settings: autopatch's Settings."""
     if settings.dtype == "float16":
-        log.note("dtype float16", False, "there are no float16 kernels yet; float32 is computed in float32")
+        taken = _precision_for(settings) == "medium" and native.active_level() == native.FLOAT16
+        how = "linear layers multiply in float16" if taken else "linear layers are not multiplied in float16"
+        log.note("dtype float16", taken, f"{how}, all else is float32: {native.reason()}")
         return torch.float32
     dtype: torch.dtype = getattr(torch, settings.dtype)
     return dtype
@@ -113,12 +116,21 @@ _before: list[str] = []
 
 def set_matmul_precision(settings: Any) -> None:
     """Set torch's own float32 precision process-wide; a script that sets it itself comes later and wins."""
-    wanted = settings.float32_matmul_precision
+    wanted = _precision_for(settings)
     if wanted is None:
         return
     _before.append(torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision(wanted)
-    log.note("float32 matmul precision", True, f"set to {wanted} as asked")
+    why = "as asked" if settings.float32_matmul_precision else "for dtype float16"
+    log.note("float32 matmul precision", True, f"set to {wanted} {why}")
+
+
+def _precision_for(settings: Any) -> str | None:
+    """float16 is how `medium` multiplies at the level that has fast float16; elsewhere it would be bfloat16."""
+    asked: str | None = settings.float32_matmul_precision
+    if asked is None and settings.dtype == "float16" and native.active_level() == native.FLOAT16:
+        return "medium"
+    return asked
 
 
 def restore_matmul_precision() -> None:

@@ -33,8 +33,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
 """The flags that each level adds to the one before it, as the kernel spells them in `/proc/cpuinfo`.
 
 `avx512_bf16` needs no more than `avx512_bf16_widened`: the one multiplies bfloat16 by dot products, the other widens it to
-float32 first. `avx512_fp16` multiplies it as scaled float16 where there are many rows. It depends on the processor which of them
-is the fastest (`csrc/isa/level.h`)."""
+float32 first. `avx512_fp16` multiplies it as scaled float16. It depends on the processor which of them is the fastest
+(`csrc/isa/level.h`)."""
 
 # asm/prctl.h and asm/unistd_64.h. Tile data is the 18th part of the extended state, 8 KiB a thread: too much
 # to give to every process, so Linux 5.16 and later hand it to those that ask.

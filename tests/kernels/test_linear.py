@@ -15,8 +15,7 @@ from slipstream.kernels import native
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
 """Levels at which bfloat16 weights make x bfloat16 too."""
-HALF = "avx512_fp16"
-"""The level at which bfloat16 weights are multiplied, and added up, in float16."""
+HALF = native.FLOAT16
 
 by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -356,8 +355,8 @@ def test_weights_are_held_in_float16_where_they_fit(half_level):
 
 @by_level
 @given(
-    rows=st.lists(st.integers(-58, 58), min_size=1, max_size=9), columns=st.lists(st.integers(-38, 38), min_size=1, max_size=40),
-    k=st.integers(1, 300), seed=st.integers(0, 2**31),
+    rows=st.lists(st.integers(-58, 58), min_size=1, max_size=9), k=st.integers(1, 300),
+    columns=st.lists(st.integers(-38, 38), min_size=1, max_size=40), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_scales_of_rows_and_columns_do_not_matter_in_float16(half_level, rows, columns, k, seed):
     g = torch.Generator().manual_seed(seed)
@@ -378,7 +377,7 @@ def test_sums_of_like_signs_do_not_overflow_in_float16(half_level, k):
 
 def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
     torch.manual_seed(5)
-    weight = torch.randn(70, 45)
+    weight = torch.randn(70, 45).bfloat16()
     packed = L.pack(weight, dtype=torch.bfloat16)
     plain = torch.randn(60, 45)
     alone = L.linear(plain, packed)
@@ -388,7 +387,7 @@ def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
     x[30] = 0
     x[59, 3] = float("inf")
     y = L.linear(x, packed)
-    expected = x.double() @ weight.bfloat16().double().T
+    expected = x.double() @ weight.double().T
     for row in (0, 7):
         assert relative_error(y[row], expected[row]) <= 1e-5
     assert (y[30] == 0).all()
@@ -400,10 +399,22 @@ def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
 
 def test_weights_in_float16_serve_other_levels(half_level):
     torch.manual_seed(6)
-    x, weight = torch.randn(20, 50), torch.randn(70, 50)
+    x, weight = torch.randn(20, 50), torch.randn(70, 50).bfloat16()
     packed = L.pack(weight, dtype=torch.bfloat16)
     assert packed.data.dtype is torch.float16
     for other in native.levels():
         with native.level(other):
             y, expected = L.linear(x, packed), L.linear(x, L.pack(weight, dtype=torch.bfloat16, float16=False))
         assert relative_error(y, expected.double()) <= (2e-3 if other == HALF else 1e-7)
+
+
+def test_float32_weights_keep_more_in_float16(half_level):
+    torch.manual_seed(7)
+    x, weight = torch.randn(40, 300), torch.randn(70, 300)
+    weight[5] = 0
+    weight[6] *= 1e-9
+    exact = x.double() @ weight.double().T
+    y, rounded = (L.linear(x, L.pack(held, dtype=torch.bfloat16)) for held in (weight, weight.bfloat16()))
+    assert relative_error(y, exact) <= 1.1e-3 < relative_error(rounded, exact)
+    assert relative_error(y[:, 6], exact[:, 6]) <= 1.5e-3
+    assert (y[:, 5] == 0).all()

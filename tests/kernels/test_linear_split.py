@@ -241,7 +241,7 @@ def test_the_precision_that_torch_was_asked_for(precision):
 
 
 def test_how_weights_are_held(level):
-    tiles, dots = level in TILES, level in ("avx512_bf16", *TILES)
+    tiles, dots = level in TILES, level in ("avx512_bf16", native.FLOAT16, *TILES)
     assert L.best_held("highest", 16) == (torch.float32, 3 if tiles else 1)
     assert L.best_held("high", 16) == (torch.float32, 2 if tiles else 1)
     assert L.best_held("highest", L.SPLIT_FROM_ROWS - 1) == (torch.float32, 1)

@@ -70,7 +70,7 @@ def test_medium_is_float32_where_there_are_none(engine, set_precision):
         engine("float32")
         assert off(nn.Linear(96, 33).eval(), torch.randn(20, 96)) < 1e-6
     (said,) = (d for d in log if d.what == "float32 matmul precision medium")
-    assert not said.taken and "no bfloat16 dot products" in said.reason
+    assert not said.taken and "are no faster" in said.reason
 
 
 @torch.no_grad()
@@ -146,3 +146,42 @@ def test_one_model(tiles, always_faster, set_precision):
     wanted = nn.functional.linear(x.double(), model[0].weight.double(), model[0].bias.double()).relu()
     model(x)
     assert 1e-7 < error(model(x), wanted) < 1e-5
+
+
+@pytest.fixture
+def float16_level():
+    if native.FLOAT16 not in native.levels():
+        pytest.skip("this machine has no AVX512_FP16")
+    with native.level(native.FLOAT16):
+        yield
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["medium", "float16"])
+def test_medium_and_dtype_float16_where_float16_is_fast(engine, float16_level, set_precision, how):
+    settings = Settings(dtype="float16") if how == "float16" else Settings(float32_matmul_precision="medium")
+    options.set_matmul_precision(settings)
+    try:
+        assert asked_precision() == "medium"
+        engine("float16" if how == "float16" else "float32")
+        layer, x = nn.Linear(96, 33).eval(), torch.randn(20, 96)
+        assert 1e-5 < off(layer, x) < 1.2e-3  # bfloat16 weights alone would be off by 1.7e-3
+        assert layer(x).dtype is torch.float32
+        noted = [d for d in log if d.what == "dtype float16"]
+        assert [d.taken for d in noted] == ([True] if how == "float16" else [])
+    finally:
+        options.restore_matmul_precision()
+
+
+def test_dtype_float16_elsewhere_is_float32(set_precision):
+    with native.level("baseline"):
+        options.set_matmul_precision(Settings(dtype="float16"))
+        assert asked_precision() == "highest"
+        assert options.compute_dtype(Settings(dtype="float16")) is torch.float32
+    assert [d.taken for d in log if d.what == "dtype float16"] == [False]
+
+
+def test_an_asked_precision_goes_before_dtype_float16(set_precision):
+    options.set_matmul_precision(Settings(dtype="float16", float32_matmul_precision="high"))
+    assert asked_precision() == "high"
+    options.restore_matmul_precision()

@@ -146,7 +146,7 @@ def test_tied_weights_share_a_pack_also_with_two_biases(engine):
     before = set_up.packed_bytes
     for _ in range(3):
         first(x), second(x)
-    assert set_up.packed_bytes - before <= 32 * 32 * 2
+    assert set_up.packed_bytes - before <= 32 * 32 * 2 + 32 * 4  # in float16 each column has a scale
     assert error(second(x), nn.functional.linear(x, first.weight, second.bias)) < 1e-2
 
 

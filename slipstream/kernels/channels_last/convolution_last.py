@@ -71,7 +71,8 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int
     rows = weight.permute(0, 2, 3, 1).flatten(2)
     if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
-    return torch.cat([pack_linear(group, dtype=dtype, parts=parts, float16=False).data for group in rows.flatten(1).chunk(groups)])
+    of_groups = rows.flatten(1).chunk(groups)
+    return torch.cat([pack_linear(group, dtype=dtype, parts=parts, float16=False).data for group in of_groups])
 
 
 def convolution_last(

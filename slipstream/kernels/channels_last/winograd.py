@@ -31,7 +31,7 @@ WORTH_IT = 1.15
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
-_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0, "avx512_fp16": 0.55}  # of bfloat16, by level, a float32 product being 1
+_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180}
 
 
