@@ -17,6 +17,7 @@ struct AttentionBuffers {
   float* scores;        // [panels of a block][rows][32]
   float* block_sums;    // [panels of value columns][rows][32]
   float* sums;          // the same, running
+  float *back_q, *back_k, *back_v;  // what products of float16 are put back by: of kStripRows rows, of keys, of [blocks][value columns]
 };
 
 constexpr int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -44,10 +45,17 @@ inline size_t lay_out(const AttentionCall& call, AttentionBuffers& b, void* memo
   b.scores = reinterpret_cast<float*>(take(kStripRows * (kKeyBlock + kPanelColumns) * 4));
   b.block_sums = reinterpret_cast<float*>(take(kStripRows * b.value_columns * 4));
   b.sums = reinterpret_cast<float*>(take(kStripRows * b.value_columns * 4));
+  const bool half = step == Step::half;
+  b.back_q = reinterpret_cast<float*>(take(half ? kStripRows * 4 : 0));
+  b.back_k = reinterpret_cast<float*>(take(half ? round_up(call.keys, kPanelColumns) * 4 : 0));
+  b.back_v = reinterpret_cast<float*>(take(half ? (call.keys + kKeyBlock - 1) / kKeyBlock * b.value_columns * 4 : 0));
   return static_cast<size_t>(at - static_cast<uint8_t*>(memory));
 }
 
 constexpr int64_t bytes_of(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
+template <Step step>
+void attend(const AttentionCall& call, const AttentionPart& part, void* scratch);
 
 inline const void* query_at(const AttentionCall& call, int64_t head, int64_t row) {
   return static_cast<const char*>(call.q.data) + (head * call.q.head + row * call.q.stride) * bytes_of(call.q.type);
@@ -58,6 +66,14 @@ inline const void* query_at(const AttentionCall& call, int64_t head, int64_t row
 template <Step step>
 BlockOfX<step> queries_of(const AttentionCall& call, const AttentionBuffers& b, int64_t head, int64_t begin, int64_t rows) {
   using X = typename StepOf<step>::X;
+#ifdef SLIPSTREAM_HALF
+  if constexpr (step == Step::half) {
+    const Rows q = {query_at(call, head, begin), call.q.stride, call.q.type};
+    Half* to = reinterpret_cast<Half*>(b.q);
+    for (int64_t r = 0; r < rows; ++r) b.back_q[r] = fit_row(q, r, call.depth, to + r * b.x_stride);
+    return {to, b.x_stride};
+  }
+#endif
   LinearCall queries;
   queries.k = call.depth;
   queries.x = {query_at(call, head, begin), call.q.stride, call.q.type};
@@ -112,16 +128,18 @@ struct QueryRows {
 
 // Scores [rows][32] of a panel of keys; of a register of them where the rows see no more.
 template <Step step>
-SLIPSTREAM_INLINE void score_panel(const BlockOfX<step>& q, const uint8_t* k, int64_t steps, int64_t rows, int64_t keys,
-                                   float* scores) {
-  if (kStripColumns == kPanelColumns && keys <= kWidth && steps <= kMostSteps<step>) {
-    LinearCall half;
-    half.n = kWidth;
-    half.y = scores;
-    half.y_stride = kPanelColumns;
-    const float unbounded = __builtin_inff();
-    return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded,
-                                                  {k, 0});
+SLIPSTREAM_INLINE void score_panel(const BlockOfX<step>& q, const uint8_t* k, int64_t steps, int64_t rows,
+                                   [[maybe_unused]] int64_t keys, float* scores) {
+  if constexpr (step != Step::half && kStripColumns == kPanelColumns) {
+    if (keys <= kWidth && steps <= kMostSteps<step>) {
+      LinearCall half;
+      half.n = kWidth;
+      half.y = scores;
+      half.y_stride = kPanelColumns;
+      const float unbounded = __builtin_inff();
+      return StripsInto<step, 1, float>::of[rows - 1](half, q.rows, q.stride, k, steps, 0, 0, -unbounded, unbounded,
+                                                    {k, 0});
+    }
   }
   Strips<step>::of[rows - 1](q.rows, q.stride, k, 0, steps, scores, false, {k, 0});
 }
@@ -130,6 +148,8 @@ template <Step step>
 void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const QueryRows& strip) {
   using X = typename StepOf<step>::X;
   constexpr int64_t depth = StepOf<step>::depth;
+  // Keys begin where sums do, or other rows of the strip would change the order of a row's.
+  constexpr int64_t together = step == Step::half ? round_up(kStepsPerHalfSum * depth, kPanelColumns) : kPanelColumns;
   X* p = reinterpret_cast<X*>(b.p);
   const int64_t head = strip.head, begin = strip.begin, rows = strip.rows;
   const int64_t steps = (call.depth + depth - 1) / depth, key_panel = steps * kStepBytes;
@@ -141,15 +161,24 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
   AskAhead ahead = {call, strip.next, y, rows, strip.ahead, (panels > 0 ? panels : 0) + value_panels};
   RowState states[kStripRows];
   begin_rows(states, rows);
+#ifdef SLIPSTREAM_HALF
+  float back_p[kStripRows];  // weights are between 0 and 1 and not scaled
+  for (int64_t r = 0; r < rows; ++r) back_p[r] = power_of_two(-kHalfExponent / 2);
+#endif
   bool first = true;
   for (int64_t block = seen.begin / kKeyBlock * kKeyBlock; block < seen.end; block += kKeyBlock) {
     const int64_t all = call.keys - block < kKeyBlock ? call.keys - block : kKeyBlock, all_steps = (all + depth - 1) / depth;
     KeyRange keys = {block, seen.end - block < all ? seen.end : block + all};
-    if (seen.begin > block) keys.begin = seen.begin / kPanelColumns * kPanelColumns;
+    if (seen.begin > block) keys.begin = seen.begin / together * together;
     for (int64_t panel = keys.begin / kPanelColumns; panel * kPanelColumns < keys.end; ++panel) {
       ahead.some();
       score_panel(q, b.k + panel * key_panel, steps, rows, keys.end - panel * kPanelColumns,
                   b.scores + (panel * kPanelColumns - block) * rows);
+#ifdef SLIPSTREAM_HALF
+      if constexpr (step == Step::half) {
+        put_back(b.scores + (panel * kPanelColumns - block) * rows, rows, b.back_q, b.back_k + panel * kPanelColumns);
+      }
+#endif
     }
     float shrink[kStripRows];
     auto place = [&](int64_t r) {
@@ -165,6 +194,11 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
       ahead.some();
       Strips<step>::of[rows - 1](p + skipped * depth, b.p_stride, v + panel * all_steps * kStepBytes, 0, value_steps,
                                  first ? total : sums, false, {v, 0});
+#ifdef SLIPSTREAM_HALF
+      if constexpr (step == Step::half) {
+        put_back(first ? total : sums, rows, back_p, b.back_v + block / kKeyBlock * b.value_columns + panel * kPanelColumns);
+      }
+#endif
       if (first) continue;
       for (int64_t i = 0; i < rows * kPanelColumns; i += kWidth) {
         store(total + i, load(total + i) * shrink[i / kPanelColumns] + load(sums + i));
@@ -175,6 +209,37 @@ void attend_strip(const AttentionCall& call, const AttentionBuffers& b, const Qu
   finish_rows(call, head, begin, rows, b.sums, rows, states);
 }
 
+#ifdef SLIPSTREAM_HALF
+// Packed keys and values, which are bfloat16, become float16 where they lie. False where some do not fit.
+inline bool fit_packed(const AttentionCall& call, const AttentionBuffers& b) {
+  const int64_t key_steps = (call.depth + 1) / 2, panels = b.value_columns / kPanelColumns;
+  bool fits = true;
+  for (int64_t key = 0; key < call.keys; key += kPanelColumns) {
+    uint8_t* panel = b.k + key / kPanelColumns * key_steps * kStepBytes;
+    fits &= fit_panel(panel, key_steps, panel, b.back_k + key);
+  }
+  uint8_t* panel = b.v;
+  for (int64_t first = 0; first < call.keys; first += kKeyBlock) {
+    const int64_t left = call.keys - first, steps = ((left < kKeyBlock ? left : kKeyBlock) + 1) / 2;
+    for (int64_t p = 0; p < panels; ++p, panel += steps * kStepBytes) {
+      fits &= fit_panel(panel, steps, panel, b.back_v + first / kKeyBlock * b.value_columns + p * kPanelColumns);
+    }
+  }
+  return fits;
+}
+
+// Rows of queries that do not fit, again and in float32.
+inline void attend_misfits(const AttentionCall& call, const AttentionPart& part, void* scratch) {
+  for (int64_t row = part.begin; row < part.end; ++row) {
+    bool fits = true;
+    for (int64_t head = 0; head < call.heads; ++head) {
+      fits &= half_scale(largest_magnitude(query_at(call, head, row), call.q.type, 0, call.depth)).back > 0;
+    }
+    if (!fits) attend<Step::float32>(call, {row, row + 1}, scratch);
+  }
+}
+#endif
+
 template <Step step>
 void attend(const AttentionCall& call, const AttentionPart& part, void* scratch) {
   AttentionBuffers b;
@@ -182,6 +247,11 @@ void attend(const AttentionCall& call, const AttentionPart& part, void* scratch)
   constexpr int64_t depth = StepOf<step>::depth;
   pack_keys<step>(call, (call.depth + depth - 1) / depth, b.k);
   pack_values<step>(call, kKeyBlock, depth, b.v);
+#ifdef SLIPSTREAM_HALF
+  if constexpr (step == Step::half) {
+    if (!fit_packed(call, b)) return attend<Step::float32>(call, part, scratch);
+  }
+#endif
   const bool few = b.k_bytes + b.v_bytes <= bytes_ahead();
   const int64_t length = part.end - part.begin, strips = (length + kStripRows - 1) / kStripRows;
   for (int64_t head = 0; head < call.heads; ++head) {
@@ -198,6 +268,9 @@ void attend(const AttentionCall& call, const AttentionPart& part, void* scratch)
       attend_strip<step>(call, b, strip);
     }
   }
+#ifdef SLIPSTREAM_HALF
+  if constexpr (step == Step::half) attend_misfits(call, part, scratch);
+#endif
 }
 
 // Without dot products of bfloat16, scores of widened pairs would be no faster than float32 and less exact.
@@ -207,12 +280,27 @@ constexpr Step kAttentionStep = Step::dot_bf16;
 constexpr Step kAttentionStep = Step::float32;
 #endif
 
+#ifdef SLIPSTREAM_HALF
+// Fewer queries do not repay converting keys and values.
+constexpr int64_t kLeastQueriesOfHalf = 48;
+inline bool attends_half(const AttentionCall& call) { return call.bfloat16 && call.queries >= kLeastQueriesOfHalf; }
+#endif
+
 inline size_t attention_scratch(const AttentionCall& call) {
   AttentionBuffers b;
+#ifdef SLIPSTREAM_HALF
+  if (attends_half(call)) {
+    const size_t half = lay_out<Step::half>(call, b, nullptr), plain = lay_out<Step::float32>(call, b, nullptr);
+    return half > plain ? half : plain;
+  }
+#endif
   return call.bfloat16 ? lay_out<kAttentionStep>(call, b, nullptr) : lay_out<Step::float32>(call, b, nullptr);
 }
 
 inline void attention(const AttentionCall& call, const AttentionPart& part, void* scratch) {
+#ifdef SLIPSTREAM_HALF
+  if (attends_half(call)) return attend<Step::half>(call, part, scratch);
+#endif
   call.bfloat16 ? attend<kAttentionStep>(call, part, scratch) : attend<Step::float32>(call, part, scratch);
 }
 
