@@ -68,6 +68,9 @@ Matrices matrices(const Tensor& x, const char* argument, bool rows) {
   return m;
 }
 
+// Rows of A of which there are so many repay converting B to float16.
+constexpr int64_t kLeastRowsOfHalf = 64;
+
 struct Product {
   int64_t batch = 1, m = 0, n = 0, k = 0;
   Matrices a, b;
@@ -75,12 +78,14 @@ struct Product {
   float alpha = 1;
   ElementType type = ElementType::float32;  // what is multiplied
   int64_t parts = 1;                        // 2 or 3: a float32 B in parts of bfloat16
+  bool half = false;                        // bfloat16 is multiplied as float16
   void* y = nullptr;                        // [batch, m, n], dense
   ElementType y_type = ElementType::float32;
 
   int64_t panels() const { return round_up(n, kPanelColumns) / kPanelColumns; }
   ElementType packed_type() const { return parts > 1 ? ElementType::bfloat16 : type; }
   int64_t panel_bytes() const { return panel_size(packed_type(), k) * parts * element_size(packed_type()); }
+  int64_t fitted_bytes() const { return half ? panel_size(ElementType::float16, k) * 2 : 0; }
   int64_t panels_together() const {
     const int64_t fit = panel_bytes() > 0 ? packed_bytes() / panel_bytes() : packed_bytes();
     return fit > kLeastPanels ? fit : kLeastPanels;
@@ -105,7 +110,8 @@ void fold(Product& p) {
 
 // One thread's scratch memory, and which part of which B lies packed in it.
 struct Workplace {
-  char *packed = nullptr, *turned = nullptr, *rest = nullptr;
+  char *packed = nullptr, *fitted = nullptr, *turned = nullptr, *rest = nullptr;
+  bool fits = false;  // what is packed lies in float16 in `fitted`
   const void* b = nullptr;
   int64_t first = -1, last = -1;
 };
@@ -138,6 +144,13 @@ void pack(const Product& p, int64_t entry, int64_t first, int64_t last, const Li
   matrix.packed_type = p.packed_type();
   matrix.parts = p.parts;
   table().pack_matrix(matrix, place.packed);
+  place.fits = p.half;
+  for (int64_t i = 0; i < last - first && place.fits; ++i) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(place.fitted + i * p.fitted_bytes());
+    const uint8_t* panel = reinterpret_cast<const uint8_t*>(place.packed + i * p.panel_bytes());
+    float* back = reinterpret_cast<float*>(to + p.panel_bytes());
+    place.fits = table().fit_panel(panel, packed_depth(ElementType::bfloat16, p.k) / 2, to, back);
+  }
   place.b = from;
   place.first = first;
   place.last = last;
@@ -165,7 +178,8 @@ void compute(const Product& p, int64_t entry, const LinearPart& part, Workplace&
     const int64_t column = panel * kPanelColumns;
     LinearCall call = call_of(p, panel, last);
     pack(p, entry, panel, last, call, place);
-    call.weight = place.packed;
+    call.weight = place.fits ? place.fitted : place.packed;
+    if (place.fits) call.weight_type = ElementType::float16;
     call.x.data = p.a_is_turned() ? place.turned - part.m_begin * p.k * element_size(p.type) : p.a.at(entry);
     call.y = static_cast<char*>(p.y) + (entry * p.m * p.n + column) * element_size(p.y_type);
     if (p.addend) {
@@ -179,19 +193,25 @@ void compute(const Product& p, int64_t entry, const LinearPart& part, Workplace&
 // Scratch memory for any part of the grid.
 Workplace take_workplace(const Product& p, const Grid& grid) {
   const auto scratch_of = p.parts > 1 ? table().linear_split_scratch : table().linear_scratch;
-  int64_t packed = 0, turned = 0, rest = 0;
+  int64_t packed = 0, fitted = 0, turned = 0, rest = 0;
   auto hold = [](int64_t& most, int64_t bytes) { most = bytes > most ? bytes : most; };
   for (int64_t i = 0; i < grid.size(); ++i) {
     const LinearPart part = part_of(grid, i, p.m, p.panels());
     const int64_t all = part.panel_end - part.panel_begin, panels = all < p.panels_together() ? all : p.panels_together();
     hold(packed, panels * p.panel_bytes());
+    hold(fitted, panels * p.fitted_bytes());
     if (p.a_is_turned()) hold(turned, (part.m_end - part.m_begin) * p.k * element_size(p.type));
-    const LinearCall call = call_of(p, part.panel_begin, part.panel_begin + panels);
+    LinearCall call = call_of(p, part.panel_begin, part.panel_begin + panels);
+    hold(rest, static_cast<int64_t>(scratch_of(call, {part.m_begin, part.m_end, 0, panels})));
+    if (!p.half) continue;
+    call.weight_type = ElementType::float16;
     hold(rest, static_cast<int64_t>(scratch_of(call, {part.m_begin, part.m_end, 0, panels})));
   }
   Workplace place;
-  place.packed = static_cast<char*>(thread_scratch().take(static_cast<size_t>(align64(packed) + align64(turned) + rest)));
-  place.turned = place.packed + align64(packed);
+  const int64_t all = align64(packed) + align64(fitted) + align64(turned) + rest;
+  place.packed = static_cast<char*>(thread_scratch().take(static_cast<size_t>(all)));
+  place.fitted = place.packed + align64(packed);
+  place.turned = place.fitted + align64(fitted);
   place.rest = place.turned + align64(turned);
   return place;
 }
@@ -245,6 +265,7 @@ Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> ad
   Tensor y = empty(sizes, scalar_type(p.y_type));
   p.y = y.data_ptr();
   fold(p);
+  p.half = table().fit_panel && bfloat16 && p.m >= kLeastRowsOfHalf && p.k > 0;
   run(p);
   return y;
 }

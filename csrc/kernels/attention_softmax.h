@@ -195,14 +195,15 @@ SLIPSTREAM_INLINE void find_largest(const AttentionCall& call, int64_t head, int
 }
 
 // The row's weights 2^(factor * (score - largest)), followed by zeros up to a multiple of `padding` keys; their sum, lane by lane.
-template <Scores form, typename X>
+template <typename X>
 SLIPSTREAM_INLINE Vec weigh_row(int64_t count, int64_t padding, float factor, const RowPlace<X> place, const RowState& state) {
-  const Vec most = state.most[0] == -kInfinity ? Vec{} : state.most, scaled = most * factor;
+  const Vec most = state.most[0] == -kInfinity ? Vec{} : state.most;
   Vec sum{};
   for_keys(count, [&](int64_t panel, int64_t column) {
     const Vec v = load(place.scores + panel * place.scores_step + column);
-    // Masks hold the least finite number, which is to stay finite until the largest score is taken off.
-    const Vec w = exp2<sizeof(X) == 2>(form == Scores::plain ? v * factor - scaled : (v - most) * factor);
+    // The largest score is taken off first: masks hold the least finite number, which is to stay finite until then, and where scores
+    // are huge the rounding of their products with the factor would be too.
+    const Vec w = exp2<sizeof(X) == 2>((v - most) * factor);
     sum += w;
     store(place.weights + panel * place.weights_step + column, w);
   });
@@ -225,7 +226,7 @@ inline void weigh_strip(const AttentionCall& call, int64_t head, int64_t begin, 
   }
   for (int64_t r = 0; r < rows; ++r) {
     RowState& state = states[r];
-    const Vec sum = weigh_row<form, X>(keys.end - keys.begin, padding, factor, place(r), state);
+    const Vec sum = weigh_row<X>(keys.end - keys.begin, padding, factor, place(r), state);
     const float before = shrink[r];
     shrink[r] = 1;
     if (state.most[0] > before) {

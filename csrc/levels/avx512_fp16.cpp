@@ -3,7 +3,12 @@
 // sums leave float16 before they lose more than bfloat16 has (kernels/half_operands.h). Beside everything of avx512_bf16_widened.
 #include "../isa/table.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ < 12
+#pragma message("this compiler does not know AVX512_FP16 (GCC 12 and Clang 14 do): level avx512_fp16 will multiply widened")
+namespace slipstream {
+const KernelTable table_avx512_fp16 = table_avx512_bf16_widened;
+}  // namespace slipstream
+#elif defined(__x86_64__)
 #include <immintrin.h>
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx512bf16")
 #pragma GCC target("avx512fp16,prefer-vector-width=512")

@@ -2,7 +2,8 @@
 """Products of two activations, alpha · A B + addend for each matrix of a batch, in bfloat16 or float32, natively or by a twin.
 
 Error against float64, in relative norm on normal data: 1e-6 in float32, 4e-3 in bfloat16 (B is rounded to it, and A where there
-are dot products of it; sums are float32), and the result's own rounding. Either operand may lie by rows or by columns, so that
+are dot products of it; sums are float32, or as kernels/linear.py has them at level avx512_fp16), and the result's own
+rounding. Either operand may lie by rows or by columns, so that
 ``q @ k.transpose(-1, -2)`` copies nothing; what lies by neither is copied once.
 
 Levels with tiles may multiply float32 in parts of bfloat16, as kernels/linear.py multiplies weights in parts: three parts

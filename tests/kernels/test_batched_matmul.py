@@ -85,7 +85,8 @@ def test_many_panels_and_a_matrix_that_the_batch_shares(level, dtype, turned):
     a = torch.randn(3, m, k).to(dtype)
     for rows in (a, a.transpose(0, 1), a[:, ::2]):
         y = batched_matmul(rows, b.expand(rows.shape[0], k, n), out_dtype=torch.float32)
-        assert error(y, rows.double() @ b.double()) <= 1e-6
+        half = level == native.FLOAT16 and dtype is torch.bfloat16
+        assert error(y, rows.double() @ b.double()) <= (1.2e-3 if half else 1e-6)
 
 
 def test_a_row_depends_on_itself_alone(level):
