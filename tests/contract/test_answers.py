@@ -99,8 +99,10 @@ def test_the_users_autocast_keeps_its_meaning(engine, name):
     wanted = under_autocast()
     engine("bfloat16")
     call(model, inputs)
+    # float16 rounds by itself: both are as far from float32, and from each other (CLIP's scores: 2.1e-2 and 2.5e-2)
+    limit = LIMIT["bfloat16"] * (2 if native.active_level() == native.FLOAT16 else 1)
     for _ in range(2):
-        check_same(under_autocast(), wanted, LIMIT["bfloat16"])
+        check_same(under_autocast(), wanted, limit)
     check_nothing_failed()
 
 
