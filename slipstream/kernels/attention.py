@@ -2,7 +2,8 @@
 """Scaled dot product attention, softmax(scale · Q Kᵀ + mask) V, in bfloat16 or float32, natively or by its twin.
 
 Error against float64, in relative norm on normal data: 2e-6 in float32, 8e-3 in bfloat16 (queries, keys, values and softmax
-weights are rounded to it, sums are float32; at level avx512_fp16 they are scaled to float16, as kernels/linear.py says). A row that may see no key is zero, as in torch.
+weights are rounded to it, sums are float32; at level avx512_fp16 they are scaled to float16, as kernels/linear.py says). A row
+that may see no key is zero, as in torch.
 
 Levels with tiles may multiply float32 in parts of bfloat16, as kernels/linear.py does: the scores from parts of queries and
 keys, the result from parts of the softmax's weights, which are float32 before, and of the values. Three parts err not above

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of two activations in float16, at the level that has them: what does not fit is multiplied otherwise and spoils nothing.
+"""Products of two activations in float16, at the level that has them: what does not fit is multiplied otherwise, and alone.
 
 Those of weights: test_linear.py and test_winograd.py."""
 

@@ -6,7 +6,8 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 201
 
 Accuracy, against float64, in relative norm, at up to 512 channels: float32 in tiles of 2 x 2 7e-7, of 4 x 4 2e-6 (torch's own
 float32 convolution: 3e-7); bfloat16 4e-3, where the image is transformed in float32 and rounded then (a direct product of
-bfloat16: 2.4e-3); at level avx512_fp16 it is rounded to float16, and sums are (4e-3). A NaN or an infinity reaches whole tiles, and no other image.
+bfloat16: 2.4e-3); at level avx512_fp16 it is rounded to float16, and sums are (4e-3). A NaN or an infinity reaches whole
+tiles, and no other image.
 """
 
 from __future__ import annotations
