@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
 
 #include "../isa/level.h"
 #include "element.h"
@@ -70,31 +69,15 @@ inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type
   return scales;
 }
 
-// A packed weight [n, k] as float16, 1-D (kernels/linear.h); nothing where a panel does not fit.
-inline std::optional<Tensor> fit_packed(const Tensor& packed, int64_t n, int64_t k) {
-  const ElementType type = element_type(packed, "packed");
-  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, depth = packed_depth(ElementType::float16, k);
-  const int64_t from_bytes = panel_size(type, k) * element_size(type), to_bytes = panel_size(ElementType::float16, k) * 2;
-  Tensor fitted = empty({packed_size(ElementType::float16, n, k)}, ScalarType::Half);
-  const uint8_t* from = static_cast<const uint8_t*>(packed.data_ptr());
-  uint8_t* to = static_cast<uint8_t*>(fitted.data_ptr());
-  const KernelTable& kernels = table();
-  auto fit = [&](const uint8_t* panel, uint8_t* fitted_panel) {
-    float* back = reinterpret_cast<float*>(fitted_panel + depth * kPanelColumns * 2);
-    if (type == ElementType::bfloat16) return kernels.fit_panel(panel, depth / 2, fitted_panel, back);
-    return kernels.fit_panel_of_floats(reinterpret_cast<const float*>(panel), k, fitted_panel, back);
-  };
-  std::atomic<bool> fits{true};
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      if (!fit(from + p * from_bytes, to + p * to_bytes)) fits = false;
-    }
-  });
-  if (!fits) return std::nullopt;
-  return fitted;
+// A packed panel of depth k as one of float16 (kernels/linear.h). False where it does not fit.
+inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uint8_t* to) {
+  const int64_t depth = packed_depth(ElementType::float16, k);
+  float* back = reinterpret_cast<float*>(to + depth * kPanelColumns * 2);
+  if (type == ElementType::bfloat16) return table().fit_panel(static_cast<const uint8_t*>(panel), depth / 2, to, back);
+  return table().fit_panel_of_floats(static_cast<const float*>(panel), k, to, back);
 }
 
-// The same weight in bfloat16, for a level that does not multiply float16.
+// A weight packed as float16 as one of bfloat16, for a level that does not multiply float16.
 inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
   const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
   Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);

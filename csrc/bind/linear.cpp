@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::pack_linear and slipstream::linear: check tensors, share the outputs out to torch's threads, call the table.
+#include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "../isa/level.h"
 #include "element.h"
@@ -18,7 +20,7 @@ namespace {
 constexpr int64_t kWorthAThread = 250'000;
 
 // A panel is its columns of W transposed, by words: a float, or two neighbouring bfloat16, which only need to be moved.
-void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed) {
+void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed_panel) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;
   const int64_t columns = n - begin < kPanelColumns ? n - begin : kPanelColumns;
   if (size == 0) return;  // there may be no memory either
@@ -26,7 +28,7 @@ void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, Element
   call.y_stride = kPanelColumns;
   call.rows = columns;
   if (type == ElementType::float32) {
-    float* to = static_cast<float*>(packed) + panel * size;
+    float* to = static_cast<float*>(packed_panel);
     if (columns < kPanelColumns) std::memset(to, 0, static_cast<size_t>(size) * sizeof(float));
     call.x = row_of(weight, begin);
     call.x_type = weight.type;
@@ -42,7 +44,7 @@ void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, Element
     table().activation(row_of(weight, begin + c), weight.type, row, ElementType::bfloat16, 0, k, PostOp::none);
     std::memset(row + k, 0, static_cast<size_t>(depth - k) * sizeof(uint16_t));
   }
-  uint16_t* to = static_cast<uint16_t*>(packed) + panel * size;
+  uint16_t* to = static_cast<uint16_t*>(packed_panel);
   if (columns < kPanelColumns) std::memset(to, 0, static_cast<size_t>(size) * sizeof(uint16_t));
   call.x = rows;
   call.x_stride = call.columns = depth / 2;
@@ -91,10 +93,28 @@ Tensor pack_as(const Rows& rows, int64_t n, int64_t k, ElementType type, int64_t
       if (parts > 1) {
         pack_panel_parts(rows, n, k, panel, parts, static_cast<uint16_t*>(to));
       } else {
-        pack_panel(rows, n, k, panel, type, to);
+        const int64_t bytes = panel_size(type, k) * element_size(type);
+        pack_panel(rows, n, k, panel, type, static_cast<char*>(to) + panel * bytes);
       }
     }
   });
+  return packed;
+}
+
+// weight [n, k] -> packed as float16, 1-D; nothing where a panel does not fit.
+std::optional<Tensor> pack_fitted(const Rows& rows, int64_t n, int64_t k) {
+  const int64_t from_bytes = panel_size(rows.type, k) * element_size(rows.type), to_bytes = panel_size(ElementType::float16, k) * 2;
+  Tensor packed = empty({packed_size(ElementType::float16, n, k)}, ScalarType::Half);
+  uint8_t* to = static_cast<uint8_t*>(packed.data_ptr());
+  std::atomic<bool> fits{true};
+  torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
+    void* plain = call_scratch().take(static_cast<size_t>(from_bytes) + 64);  // what a thread packs in has scratch memory of its own
+    for (int64_t panel = begin; panel < end; ++panel) {
+      pack_panel(rows, n, k, panel, rows.type, plain);
+      if (!fit_packed_panel(plain, rows.type, k, to + panel * to_bytes)) fits = false;
+    }
+  });
+  if (!fits) return std::nullopt;
   return packed;
 }
 
@@ -109,7 +129,7 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool floa
   const int64_t k = weight.size(1);
   n = weight.size(0);
   if (float16 && bfloat16 && parts == 1 && table().fit_panel) {
-    if (std::optional<Tensor> fitted = fit_packed(pack_as(rows, n, k, rows.type, 1), n, k)) return *fitted;
+    if (std::optional<Tensor> fitted = pack_fitted(rows, n, k)) return *fitted;
   }
   return pack_as(rows, n, k, bfloat16 ? ElementType::bfloat16 : ElementType::float32, parts);
 }
