@@ -17,6 +17,7 @@ Figures = dict[str, float | None]
 
 UNITS = {
     "fma_float32_tflops": ("float32 multiply-add", "TFLOP/s"),
+    "fma_float16_tflops": ("float16 multiply-add", "TFLOP/s"),
     "dot_bfloat16_tflops": ("bfloat16 dot product (AVX-512)", "TFLOP/s"),
     "amx_bfloat16_tflops": ("bfloat16 AMX tiles, registers only", "TFLOP/s"),
     "amx_bfloat16_fed_tflops": ("bfloat16 AMX tiles, loaded from L1", "TFLOP/s"),

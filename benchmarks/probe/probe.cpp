@@ -110,6 +110,31 @@ __attribute__((target("avx512f"))) float fma_avx512() {
   return _mm512_cvtss_f32(sum[0]);
 }
 
+// Compilers before GCC 12 and Clang 14 do not know float16.
+#if defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12
+constexpr bool kKnowsHalf = true;
+__attribute__((target("avx512f,avx512vl,avx512fp16"))) float fma_float16() {
+  alignas(64) float data[32];
+  fill_random(data, sizeof data, false);
+  __m512h operands[2], sum[kSums];
+  for (int i = 0; i < 2; ++i) {
+    const __m256h half = _mm512_cvtxps_ph(_mm512_load_ps(data + 16 * i));
+    operands[i] = _mm512_castpd_ph(_mm512_broadcast_f64x4(_mm256_castph_pd(half)));
+  }
+  const __m512h a = operands[0], b = operands[1];
+  for (auto& s : sum) s = _mm512_setzero_ph();
+  for (int step = 0; step < kSteps; ++step)
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i)
+      sum[i] = _mm512_fmadd_ph(a, b, sum[i]);
+  for (int i = 1; i < kSums; ++i) sum[0] = _mm512_add_ph(sum[0], sum[i]);
+  return static_cast<float>(_mm512_cvtsh_h(sum[0]));
+}
+#else
+constexpr bool kKnowsHalf = false;
+float fma_float16() { return 0; }
+#endif
+
 __attribute__((target("avx512f,avx512bf16"))) float dot_bf16() {
   alignas(64) uint16_t data[64];
   fill_random(data, sizeof data, true);
@@ -195,6 +220,12 @@ __attribute__((target("amx-tile,amx-bf16,avx512f"))) float tiles_from_cache(char
   return out[0];
 }
 
+bool has_float16() {
+  unsigned a = 7, b = 0, c = 0, d = 0;
+  asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  return kKnowsHalf && __builtin_cpu_supports("avx512f") && (d & (1u << 23));
+}
+
 bool has_amx_bf16() {
 #ifdef __linux__
   unsigned a = 7, b = 0, c = 0, d = 0;
@@ -250,6 +281,8 @@ int main(int argc, char** argv) {
   std::printf("{\"threads\": %d", threads);
   const double fma = avx512 ? 16 * rate(fma_avx512) : avx2 ? 8 * rate(fma_avx2) : 0;
   print_figure("fma_float32_tflops", avx2 || avx512, fma * vector_call);
+  const bool half = has_float16();
+  print_figure("fma_float16_tflops", half, half ? 32 * rate(fma_float16) * vector_call : 0);
   print_figure("dot_bfloat16_tflops", bf16, bf16 ? 32 * rate(dot_bf16) * vector_call : 0);
   print_figure("amx_bfloat16_tflops", amx, amx ? tile_rate(tiles_in_registers) * tile_call : 0);
   print_figure("amx_bfloat16_fed_tflops", amx, amx ? tile_rate(tiles_from_cache) * tile_call : 0);

@@ -20,6 +20,7 @@ def test_figures_are_there_for_exactly_what_the_processor_has():
     there, _ = machine.features_in(CPUINFO)
     assert figures[0]["read_gb_per_s"] > 0
     assert (figures[0]["fma_float32_tflops"] is not None) == bool({"AVX2", "AVX-512"} & set(there))
+    assert (figures[0]["fma_float16_tflops"] is not None) == ("AVX-512 FP16" in there)
     assert (figures[0]["dot_bfloat16_tflops"] is not None) == ("AVX-512 BF16" in there)
     if "AMX BF16" not in there:  # where it is there, the kernel may still refuse it
         assert figures[0]["amx_bfloat16_tflops"] is None and figures[0]["amx_bfloat16_fed_tflops"] is None

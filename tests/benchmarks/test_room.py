@@ -22,6 +22,7 @@ def report(**ceilings):
         ({}, 4.0),
         ({"dot_bfloat16_tflops": 0.125}, 4.0),  # bfloat16 is multiplied as float32 where that is faster
         ({"dot_bfloat16_tflops": 0.5}, 2.0),
+        ({"dot_bfloat16_tflops": 0.125, "fma_float16_tflops": 0.5}, 2.0),
         ({"dot_bfloat16_tflops": 0.125, "amx_bfloat16_fed_tflops": 1.0}, 1.0),
     ],
 )
