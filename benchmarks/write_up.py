@@ -129,7 +129,9 @@ def where(report: Report) -> str:
     lines = [f"Machine: {machine.in_words(report['machine'])}."]
     for figures in report.get("ceilings", []):
         known = [
-            f"{name} {figures[key]:.3g} {unit}" for key, (name, unit) in ceilings.UNITS.items() if figures[key] is not None
+            f"{name} {figures[key]:.3g} {unit}"
+            for key, (name, unit) in ceilings.UNITS.items()
+            if figures.get(key) is not None  # nor in what was written before there was such a figure
         ]
         lines.append(f"Ceilings with {figures['threads']} thread(s): {', '.join(known)}.")
     return "  \n".join(lines)
