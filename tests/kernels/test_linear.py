@@ -370,6 +370,9 @@ def test_sums_of_like_signs_do_not_overflow_in_float16(half_level, k):
     """The largest products that scaling allows, all of one sign; and an outlier beside what it must not swallow."""
     x, weight = torch.full((50, k), 1.99), torch.full((33, k), 1.99)
     assert half_error(x, weight) <= 2**-8
+    almost_two = torch.full((33, k), 1.99999)  # both are rounded to 2, whose products' sums are just beyond float16
+    y = L.linear(almost_two, L.pack(almost_two, dtype=torch.bfloat16))
+    torch.testing.assert_close(y, torch.full_like(y, 4.0 * k), rtol=2e-3, atol=0)
     x[:, 3] = 2000
     assert half_error(x, weight) <= 2**-8
     assert half_error(x, -weight) <= 2**-8
