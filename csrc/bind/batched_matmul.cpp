@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../isa/level.h"
+#include "half_operands.h"
 #include "partition.h"
 #include "scratch.h"
 #include "tensor_rows.h"
@@ -147,9 +148,7 @@ void pack(const Product& p, int64_t entry, int64_t first, int64_t last, const Li
   place.fits = p.half;
   for (int64_t i = 0; i < last - first && place.fits; ++i) {
     uint8_t* to = reinterpret_cast<uint8_t*>(place.fitted + i * p.fitted_bytes());
-    const uint8_t* panel = reinterpret_cast<const uint8_t*>(place.packed + i * p.panel_bytes());
-    float* back = reinterpret_cast<float*>(to + p.panel_bytes());
-    place.fits = table().fit_panel(panel, packed_depth(ElementType::bfloat16, p.k) / 2, to, back);
+    place.fits = fit_packed_panel(place.packed + i * p.panel_bytes(), ElementType::bfloat16, p.k, to);
   }
   place.b = from;
   place.first = first;

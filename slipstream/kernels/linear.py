@@ -96,7 +96,8 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: b
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
-            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, float16)
+            fits = float16 and dtype is torch.bfloat16 and native.active_level() == native.FLOAT16
+            data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, fits)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
 
