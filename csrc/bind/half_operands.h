@@ -96,4 +96,14 @@ inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
   return widened;
 }
 
+// The weight of a call whose n, k and type of weight are set, as the level multiplies it. The holder keeps it alive.
+inline void take_weight(LinearCall& call, const Tensor& packed, Tensor& holder) {
+  holder = packed;
+  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
+    holder = widen_packed(packed, call.n, call.k);
+    call.weight_type = ElementType::bfloat16;
+  }
+  call.weight = holder.data_ptr();
+}
+
 }  // namespace slipstream

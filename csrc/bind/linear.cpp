@@ -159,13 +159,8 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   const bool is_whole = packed.numel() == packed_size(call.weight_type, n, k);
   call.weight_parts = is_whole ? 1 : call.weight_type == ElementType::bfloat16 ? parts_of_packed(packed.numel(), n, k) : 0;
   STD_TORCH_CHECK(call.weight_parts > 0, "packed: not packed for these sizes");
-  call.weight = packed.data_ptr();
-  Tensor joined;
-  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
-    joined = widen_packed(packed, n, k);
-    call.weight = joined.data_ptr();
-    call.weight_type = ElementType::bfloat16;
-  }
+  Tensor holder, joined;
+  take_weight(call, packed, holder);
   if (call.weight_parts > 1 && !table().linear_split) {
     joined = join_parts(call);
     call.weight = joined.data_ptr();

@@ -18,12 +18,7 @@ inline LinearCall pointwise(const std::optional<Tensor>& packed, const std::opti
   call.k = call.x.stride = k;
   call.weight_type = packed_type(*packed);
   STD_TORCH_CHECK(packed->numel() == packed_size(call.weight_type, n, k), "packed: not packed for these sizes");
-  holder = *packed;
-  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
-    holder = widen_packed(*packed, n, k);
-    call.weight_type = ElementType::bfloat16;
-  }
-  call.weight = holder.data_ptr();
+  take_weight(call, *packed, holder);
   STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
   call.post_op = static_cast<PostOp>(post_op);
   call.y_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
