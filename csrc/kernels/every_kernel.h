@@ -11,11 +11,11 @@
 #include "linear_finish.h"
 #include "group_norm.h"
 #include "linear_vector.h"
+#include "linear_int8.h"
 #ifdef SLIPSTREAM_HALF
 #include "half_operands.h"
 #include "linear_half.h"
 #endif
-#include "linear_int8.h"
 #include "attention_softmax.h"
 #include "attention.h"
 #include "relative_scores.h"

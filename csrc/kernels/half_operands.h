@@ -6,7 +6,7 @@
 // and less, where bfloat16 keeps 2^-8 of each. Weights keep all their bits, x eleven; sums lose 2^-11 at each addition, in relative norm
 // 6e-4 for 32 additions (bfloat16's own rounding: 1.7e-3), and go on in float32.
 // What cannot be scaled so (not finite, or far from 1) is multiplied widened: rows and panels say that they do not fit.
-// Needs kernels/multiply_step.h.
+// Needs kernels/linear_int8.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -37,15 +37,7 @@ inline HalfScale half_scale(uint32_t largest_bits) {
 
 // The largest magnitude of some neighbouring elements, as bits: that of infinity and NaN above all others.
 inline uint32_t largest_magnitude(const void* data, ElementType type, int64_t begin, int64_t end) {
-  VecI largest{};
-  for (int64_t i = begin; i < end; i += kWidth) {
-    const Vec element = i + kWidth <= end ? load_element(data, type, i) : load_element_partly(data, type, i, end - i);
-    const VecI bits = reinterpret_cast<VecI>(absolute(element));
-    largest = bits > largest ? bits : largest;
-  }
-  int32_t bits = 0;
-  for (int lane = 0; lane < kWidth; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
-  return static_cast<uint32_t>(bits);
+  return static_cast<uint32_t>(range_of_row<false>({data, 1, type}, end - begin, begin).largest_bits);
 }
 
 // Rounds a row of x to float16 in `to`, zero-padded to a whole register. Returns what its products are put back by, or 0 where the

@@ -21,12 +21,14 @@ SLIPSTREAM_INLINE VecHalf broadcast_pair(const Half* p) {
   return reinterpret_cast<VecHalf>(pair - VecU{});
 }
 
-// The finite float16 in the upper half of each lane, times 2^kWidenedExponent.
-constexpr int kWidenedExponent = -16;
-SLIPSTREAM_INLINE Vec widened_half(VecU words) {
-  const VecI kept = (reinterpret_cast<VecI>(words) >> 3) & (static_cast<int32_t>(0x8fffe000u) - VecI{});
-  return reinterpret_cast<Vec>(kept) * 0x1p96f;
+// The finite float16 in the upper half of each lane, times 2^kHalfExponent: its bits where a float has them.
+SLIPSTREAM_INLINE Vec moved_half(VecI words) {
+  return reinterpret_cast<Vec>((words >> 3) & (static_cast<int32_t>(0x8fffe000u) - VecI{}));
 }
+
+// The same, times 2^kWidenedExponent.
+constexpr int kWidenedExponent = -16;
+SLIPSTREAM_INLINE Vec widened_half(VecU words) { return moved_half(reinterpret_cast<VecI>(words)) * 0x1p96f; }
 static_assert(kHalfExponent + 96 == kWidenedExponent, "");
 
 // The sum of each pair of lanes, times 2^kHalfExponent, for finite values. Conversions by half registers would take the ports that
@@ -34,7 +36,7 @@ static_assert(kHalfExponent + 96 == kWidenedExponent, "");
 SLIPSTREAM_INLINE Vec sums_of_pairs(VecHalf v) {
   const VecU bits = reinterpret_cast<VecU>(v);
   const VecHalf sums = v + reinterpret_cast<VecHalf>((bits << 16) | (bits >> 16));
-  return reinterpret_cast<Vec>((reinterpret_cast<VecI>(sums) >> 3) & (static_cast<int32_t>(0x8fffe000u) - VecI{}));
+  return moved_half(reinterpret_cast<VecI>(sums));
 }
 
 // Rounds to nearest even.
