@@ -4,6 +4,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
+#include "half_operands.h"
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
@@ -32,8 +33,25 @@ void set_images(ConvolutionLastCall& call, const Tensor& x) {
 
 int64_t panels_of(const ConvolutionLastCall& call) { return round_up(call.linear.n, kPanelColumns) / kPanelColumns; }
 
+// Takes the weight as the level multiplies it; the holder keeps it alive.
+void take_weights(ConvolutionLastCall& call, const Tensor& packed, int64_t groups, Tensor& holder) {
+  LinearCall& linear = call.linear;
+  linear.weight_type = packed_type(packed);
+  const int64_t elements = groups * panels_of(call) * call.panel_elements(), parts = elements ? packed.numel() / elements : 1;
+  const int64_t most_parts = linear.weight_type == ElementType::bfloat16 ? 3 : 1;
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == elements * parts && parts >= 1 && parts <= most_parts,
+                  "packed: not packed for these sizes");
+  linear.weight_parts = parts;
+  LinearCall all = linear;  // groups lie one behind the other
+  all.n = groups * panels_of(call) * kPanelColumns;
+  all.k = call.depth();
+  take_weight(all, packed, holder);
+  linear.weight = all.weight;
+  linear.weight_type = all.weight_type;
+}
+
 ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,
-                             const std::vector<int64_t>& numbers) {
+                             const std::vector<int64_t>& numbers, Tensor& weight_holder) {
   ConvolutionLastCall call;
   set_images(call, x);
   STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0 && x.size(1) > 0,
@@ -44,13 +62,7 @@ ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_
   set_window(call, numbers, /*may_be_uneven=*/true);
   set_out_size(call, numbers);
   call.linear.n = out_channels / groups;
-  call.linear.weight_type = element_type(packed, "packed");
-  call.linear.weight = packed.data_ptr();
-  const int64_t elements = groups * panels_of(call) * call.panel_elements(), parts = elements ? packed.numel() / elements : 1;
-  const int64_t most_parts = call.linear.weight_type == ElementType::bfloat16 ? 3 : 1;
-  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == elements * parts && parts >= 1 && parts <= most_parts,
-                  "packed: not packed for these sizes");
-  call.linear.weight_parts = parts;
+  take_weights(call, packed, groups, weight_holder);
   return call;
 }
 
@@ -91,7 +103,7 @@ ConvolutionLastCall group_of(ConvolutionLastCall call, int64_t group, int64_t pa
   return call;
 }
 
-void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
+void run_images(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   const KernelTable& kernels = table();
   const bool in_parts = call.linear.weight_parts > 1;
   const auto compute_part = in_parts ? kernels.convolution_last_split : kernels.convolution_last;
@@ -110,13 +122,52 @@ void run(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   });
 }
 
+// What images of x are scaled by on their way to float16.
+std::unique_ptr<HalfScale[]> scale_rows(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
+  const auto largest_magnitude = table().largest_magnitude;
+  const Images& x = call.x;
+  const int64_t channels = call.in_channels * groups, in_run = call.channel != 1 ? call.width : channels;
+  const bool dense = call.channel == 1 && x.pixel == channels;
+  const int64_t runs = dense ? 1 : call.channel != 1 ? channels : call.width, apart = call.channel != 1 ? call.channel : x.pixel;
+  return scale_pieces(batch, call.height, 0, [&](int64_t image, int64_t row) {
+    const int64_t at = image * x.image + row * x.row;
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t begin = at + i * apart;
+      const uint32_t of_run = largest_magnitude(x.data, x.type, begin, begin + (dense ? call.width * channels : in_run));
+      largest = of_run > largest ? of_run : largest;
+    }
+    return largest;
+  });
+}
+
+ConvolutionLastCall image_of(ConvolutionLastCall call, int64_t index) {
+  const int64_t pixels = index * call.out_height * call.out_width;
+  call.x.data = static_cast<const char*>(call.x.data) + index * call.x.image * element_size(call.x.type);
+  call.linear.y = static_cast<char*>(call.linear.y) + pixels * call.linear.y_stride * element_size(call.linear.y_type);
+  if (call.linear.residual.data) call.linear.residual.data = row_of(call.linear.residual, pixels);
+  return call;
+}
+
+// Where weights are float16 all images are too, and those that do not fit are computed again, by themselves.
+void run(ConvolutionLastCall call, int64_t batch, int64_t groups) {
+  if (call.linear.weight_type != ElementType::float16) return run_images(call, batch, groups);
+  const std::unique_ptr<HalfScale[]> scales = scale_rows(call, batch, groups);
+  call.half = scales.get();
+  run_images(call, batch, groups);
+  call.half = nullptr;
+  for (int64_t image = 0; image < batch; ++image) {
+    if (scales[image].back == 0) run_images(image_of(call, image), 1, groups);
+  }
+}
+
 // y [batch, out, oh, ow] = post_op(conv(x) + bias + residual), channels last. `packed` holds each group's kernel rows times
 // channels as `pack_linear` packs them, in parts or not: kernels/convolution_last_call.h.
 Tensor convolution_last(const Tensor& x, const Tensor& packed, int64_t out_channels, std::optional<Tensor> bias, int64_t groups,
                         std::vector<int64_t> numbers, int64_t post_op, std::optional<Tensor> residual, bool bfloat16_out) {
-  ConvolutionLastCall call = call_for(x, packed, out_channels, groups, numbers);
+  Tensor weight_holder, joined;
+  ConvolutionLastCall call = call_for(x, packed, out_channels, groups, numbers, weight_holder);
   LinearCall& linear = call.linear;
-  Tensor joined;
   if (linear.weight_parts > 1 && !table().convolution_last_split) {
     joined = join_parts(call, groups);
     linear.weight = joined.data_ptr();

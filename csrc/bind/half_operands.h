@@ -43,19 +43,16 @@ inline HalfPanels fit_panels(const void* packed, int64_t panels, int64_t steps) 
   return {memory, back};
 }
 
-// The scales of `count` images of `size` neighbouring elements whose values are added up by up to 2^bits of them before they are
-// rounded; zeros for those that do not fit.
-inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type, int64_t count, int64_t size, int bits) {
-  constexpr int64_t kChunk = 1 << 16;  // elements that are read at a time
-  const int64_t chunks = (size + kChunk - 1) / kChunk;
+// The scales of `count` images of so many pieces each, whose values are added up by up to 2^bits of them before they are rounded;
+// zeros for those that do not fit. magnitude_of(image, piece): the largest, as bits.
+template <typename MagnitudeOf>
+std::unique_ptr<HalfScale[]> scale_pieces(int64_t count, int64_t pieces, int bits, const MagnitudeOf& magnitude_of) {
   auto largest = std::make_unique<std::atomic<uint32_t>[]>(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) largest[i] = 0;
-  const auto largest_magnitude = table().largest_magnitude;
-  torch::stable::parallel_for(0, count * chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      const int64_t first = c % chunks * kChunk, last = first + kChunk < size ? first + kChunk : size;
-      std::atomic<uint32_t>& of_image = largest[c / chunks];
-      const uint32_t found = largest_magnitude(x, type, c / chunks * size + first, c / chunks * size + last);
+  torch::stable::parallel_for(0, count * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      std::atomic<uint32_t>& of_image = largest[piece / pieces];
+      const uint32_t found = magnitude_of(piece / pieces, piece % pieces);
       uint32_t before = of_image;
       while (before < found && !of_image.compare_exchange_weak(before, found)) {}
     }
@@ -69,6 +66,16 @@ inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type
   return scales;
 }
 
+// Of images of `size` neighbouring elements.
+inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type, int64_t count, int64_t size, int bits) {
+  constexpr int64_t kChunk = 1 << 16;  // elements that are read at a time
+  const auto largest_magnitude = table().largest_magnitude;
+  return scale_pieces(count, (size + kChunk - 1) / kChunk, bits, [&](int64_t image, int64_t chunk) {
+    const int64_t first = chunk * kChunk, last = first + kChunk < size ? first + kChunk : size;
+    return largest_magnitude(x, type, image * size + first, image * size + last);
+  });
+}
+
 // A packed panel of depth k as one of float16 (kernels/linear.h). False where it does not fit.
 inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uint8_t* to) {
   const int64_t depth = packed_depth(ElementType::float16, k);
@@ -78,11 +85,8 @@ inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uin
 }
 
 // A weight packed as float16 as one of bfloat16, for a level that does not multiply float16.
-inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
+inline void widen_packed(const uint16_t* from, int64_t n, int64_t k, uint16_t* to) {
   const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
-  Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);
-  const uint16_t* from = static_cast<const uint16_t*>(packed.data_ptr());
-  uint16_t* to = static_cast<uint16_t*>(widened.data_ptr());
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const uint16_t* panel = from + p * panel_size(ElementType::float16, k);
@@ -93,14 +97,14 @@ inline Tensor widen_packed(const Tensor& packed, int64_t n, int64_t k) {
       }
     }
   });
-  return widened;
 }
 
 // The weight of a call whose n, k and type of weight are set, as the level multiplies it. The holder keeps it alive.
 inline void take_weight(LinearCall& call, const Tensor& packed, Tensor& holder) {
   holder = packed;
   if (call.weight_type == ElementType::float16 && !table().fit_panel) {
-    holder = widen_packed(packed, call.n, call.k);
+    holder = empty({packed_size(ElementType::bfloat16, call.n, call.k)}, ScalarType::BFloat16);
+    widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), call.n, call.k, static_cast<uint16_t*>(holder.data_ptr()));
     call.weight_type = ElementType::bfloat16;
   }
   call.weight = holder.data_ptr();

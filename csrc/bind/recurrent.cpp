@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../isa/level.h"
+#include "half_operands.h"
 #include "run_linear.h"
 #include "scratch.h"
 #include "tensor_rows.h"
@@ -292,13 +293,37 @@ Schedule as_schedule(const Tensor& x, const std::vector<int64_t>& batch_sizes, c
   return schedule;
 }
 
+// Calls visit(n, k) for each of the packed weights [n, k], as they lie one behind the other.
+template <typename Visit>
+void for_each_weight(const Shape& shape, const Visit& visit) {
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    for (int64_t direction = 0; direction < shape.directions; ++direction) {
+      visit(shape.columns(), shape.inputs_of(layer));
+      visit(shape.columns(), shape.outputs());
+      if (shape.projection) visit(shape.projection, shape.units);
+    }
+  }
+}
+
+// Weights of float16 as bfloat16, for a level that does not multiply float16.
+Tensor widen_weights(const Tensor& weights, const Shape& shape) {
+  int64_t elements = 0;
+  for_each_weight(shape, [&](int64_t n, int64_t k) { elements += packed_size(ElementType::bfloat16, n, k); });
+  Tensor widened = empty({elements}, ScalarType::BFloat16);
+  const uint16_t* from = static_cast<const uint16_t*>(weights.data_ptr());
+  uint16_t* to = static_cast<uint16_t*>(widened.data_ptr());
+  for_each_weight(shape, [&](int64_t n, int64_t k) {
+    widen_packed(from, n, k, to);
+    from += packed_size(ElementType::float16, n, k);
+    to += packed_size(ElementType::bfloat16, n, k);
+  });
+  return widened;
+}
+
 void check_sizes(const Tensor& weights, const Tensor& biases, const Shape& shape, ElementType type) {
   int64_t expected = 0;
-  for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    expected += packed_size(type, shape.columns(), shape.inputs_of(layer)) + packed_size(type, shape.columns(), shape.outputs());
-    if (shape.projection) expected += packed_size(type, shape.projection, shape.units);
-  }
-  STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous() && weights.numel() == expected * shape.directions,
+  for_each_weight(shape, [&](int64_t n, int64_t k) { expected += packed_size(type, n, k); });
+  STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous() && weights.numel() == expected,
                   "weights: not packed for these sizes");
   const int64_t columns = shape.columns() + (shape.kind == CellKind::gru ? shape.stride() : 0);
   STD_TORCH_CHECK(biases.scalar_type() == ScalarType::Float && biases.dim() == 1 && biases.is_contiguous() &&
@@ -308,14 +333,17 @@ void check_sizes(const Tensor& weights, const Tensor& biases, const Shape& shape
 
 // x [time, batch, input], or [rows, input] with batch_sizes; sizes: input, hidden, projection (0: none), layers, directions
 // -> y [time, batch, directions * outputs] (or [rows, ...]), h [layers * directions, batch, outputs], c likewise (LSTM; else empty)
-std::tuple<Tensor, Tensor, Tensor> recurrent(const Tensor& x_in, const Tensor& weights, const Tensor& biases,
+std::tuple<Tensor, Tensor, Tensor> recurrent(const Tensor& x_in, const Tensor& weights_in, const Tensor& biases,
                                              std::optional<Tensor> h0, std::optional<Tensor> c0,
                                              std::vector<int64_t> batch_sizes, int64_t kind, std::vector<int64_t> sizes,
                                              bool bfloat16_out) {
   const Shape shape = as_shape(kind, sizes);
   const Schedule schedule = as_schedule(x_in, batch_sizes, shape);
-  const ElementType weight_type = element_type(weights, "weights");
-  check_sizes(weights, biases, shape, weight_type);
+  check_sizes(weights_in, biases, shape, packed_type(weights_in));
+  const bool widens = packed_type(weights_in) == ElementType::float16 && !table().fit_panel;
+  const Tensor weights = widens ? widen_weights(weights_in, shape) : weights_in;
+  const ElementType weight_type = packed_type(weights);
+  const ElementType between_layers = weight_type == ElementType::float32 ? ElementType::float32 : ElementType::bfloat16;
   const ElementType out_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;
   const int64_t batch = schedule.batch, outputs = shape.outputs(), width = shape.directions * outputs;
   const bool has_cell = shape.kind == CellKind::lstm;
@@ -327,7 +355,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(const Tensor& x_in, const Tensor& w
   WeightReader reader{static_cast<const char*>(weights.data_ptr()), static_cast<const float*>(biases.data_ptr()), weight_type};
   Tensor x = x_in, y, holder;
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    const ElementType y_type = layer + 1 < shape.layers ? weight_type : out_type;
+    const ElementType y_type = layer + 1 < shape.layers ? between_layers : out_type;
     y = batch_sizes.empty() ? empty({schedule.steps(), batch, width}, scalar_type(y_type))
                             : empty({schedule.total, width}, scalar_type(y_type));
     int64_t rows = 0;

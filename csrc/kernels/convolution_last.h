@@ -19,19 +19,18 @@ constexpr int64_t kLineProduct = 16;
 template <Step step>
 int64_t runs_of_a_tap(const LastImage& image) {
   const int64_t steps = (image.depth + StepOf<step>::depth - 1) / StepOf<step>::depth;
-  return (steps + kStepsPerSum - 1) / kStepsPerSum;
+  return (steps + kMostSteps<step> - 1) / kMostSteps<step>;
 }
 
 template <Step step>
 int64_t find_depth(const ConvolutionLastCall& call, const LastImage& image, DepthRun* runs) {
   constexpr int64_t depth = StepOf<step>::depth;
   const int64_t steps = (image.depth + depth - 1) / depth, pieces = runs_of_a_tap<step>(image);
-  const int64_t row_bytes = call.row_depth() * kPanelColumns * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
   int64_t found = 0;
   for (int64_t row = 0; row < call.kernel_height; ++row) {
     for (int64_t column = 0; column < call.kernel_width; column += image.across) {
       const int64_t x = tap_offset(call, image, row, column);
-      const int64_t weight = row * row_bytes + column * call.in_channels / depth * kStepBytes;
+      const int64_t weight = row * call.row_bytes() + column * call.in_channels / depth * kStepBytes;
       for (int64_t p = 0; p < pieces; ++p) {
         const int64_t first = steps * p / pieces, last = steps * (p + 1) / pieces;
         runs[found++] = {x + first * depth, weight + first * kStepBytes, last - first};
@@ -49,7 +48,7 @@ void strip_of_runs(const typename StepOf<step>::X* x, int64_t x_stride, const ui
     int64_t run = 0;
     do {
       const bool first = run == 0;
-      Vec sums[rows][kStripVectors] = {};
+      typename StepOf<step>::Sum sums[rows][kStripVectors] = {};
       int64_t done = 0;
       do {
         RowsByFours<typename StepOf<step>::X, rows> from(x + runs[run].x, x_stride);
@@ -59,13 +58,14 @@ void strip_of_runs(const typename StepOf<step>::X* x, int64_t x_stride, const ui
         }
         done += runs[run].steps;
         ++run;
-      } while (run < count && done + runs[run].steps <= kStepsPerSum);
+      } while (run < count && done + runs[run].steps <= kMostSteps<step>);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < kStripVectors; ++v) {
           float* to = out + r * kPanelColumns + column + v * kWidth;
-          store(to, first ? sums[r][v] : sums[r][v] + load(to));
+          const Vec sum = stored_sum(sums[r][v]);
+          store(to, first ? sum : sum + load(to));
         }
       }
     } while (run < count);
@@ -107,7 +107,6 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
   float* sums = reinterpret_cast<float*>(memory + plan.scratch.sums);
   DepthRun* runs = reinterpret_cast<DepthRun*>(memory + plan.scratch.products);
   const int64_t count = find_depth<step>(call, plan.image, runs);
-  const int64_t panel_bytes = call.panel_elements() * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
   const uint8_t* weight = static_cast<const uint8_t*>(call.linear.weight);
   for_each_block_of_rows<X>(
       call, plan.image, plan.scratch, kStripCut, part.m_begin, part.m_end, scratch,
@@ -115,8 +114,15 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
         for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
           for (int64_t s = 0; s < stretch_count; ++s) {
             const Stretch<X>& stretch = stretches[s];
-            const uint8_t* w = weight + panel * panel_bytes;
+            const uint8_t* w = weight + panel * call.panel_bytes();
             StripsOfRuns<step>::of[stretch.count - 1](stretch.x, plan.image.position, w, runs, count, sums);
+#ifdef SLIPSTREAM_HALF
+            if constexpr (kPutsBack<step>) {
+              float back[kStripRows];
+              for (float& of_row : back) of_row = back_of_image<step>(call, stretch.pixel / (call.out_height * call.out_width));
+              put_back(sums, stretch.count, back, back_of_columns(call, panel));
+            }
+#endif
             finish_stretch(call, plan.image, stretch, sums, panel);
           }
         }
@@ -136,11 +142,21 @@ void lines_or_images(const ConvolutionLastCall& call, const LinearPart& part, vo
 
 // Rows of y are the part's rows here: out_height of each image.
 inline size_t convolution_last_scratch(const ConvolutionLastCall& call, const LinearPart& part) {
+#ifdef SLIPSTREAM_HALF
+  if (call.linear.weight_type == ElementType::float16) {
+    return call.half ? scratch_of<Step::half>(call, part) : scratch_of<Step::widen_half>(call, part);
+  }
+#endif
   return call.linear.weight_type == ElementType::bfloat16 ? scratch_of<kBf16Step>(call, part)
                                                           : scratch_of<Step::float32>(call, part);
 }
 
 inline void convolution_last(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
+#ifdef SLIPSTREAM_HALF
+  if (call.linear.weight_type == ElementType::float16) {
+    return call.half ? lines_or_images<Step::half>(call, part, scratch) : lines_or_images<Step::widen_half>(call, part, scratch);
+  }
+#endif
   call.linear.weight_type == ElementType::bfloat16 ? lines_or_images<kBf16Step>(call, part, scratch)
                                                    : lines_or_images<Step::float32>(call, part, scratch);
 }

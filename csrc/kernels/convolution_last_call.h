@@ -3,6 +3,7 @@
 #pragma once
 
 #include "depthwise_call.h"
+#include "half_call.h"
 #include "linear.h"
 
 namespace slipstream {
@@ -18,10 +19,16 @@ struct ConvolutionLastCall {
   // in linear.h, in panels of the depth [row of the kernel][row_depth()]: a row of the kernel times in_channels, as pixels of
   // one row lie in memory, and zeros behind it; or in parts of bfloat16.
   LinearCall linear;
+  // Weights of float16: what each image of x is scaled by, or null, and then they are widened.
+  const HalfScale* half = nullptr;
 
   int64_t taps() const { return kernel_height * kernel_width; }
   int64_t row_depth() const { return packed_depth(linear.weight_type, kernel_width * in_channels); }
-  int64_t panel_elements() const { return kernel_height * row_depth() * kPanelColumns * linear.weight_parts; }
+  int64_t depth() const { return kernel_height * row_depth(); }  // of the whole panel
+  int64_t panel_elements() const { return panel_size(linear.weight_type, depth()) * linear.weight_parts; }
+  int64_t element_bytes() const { return linear.weight_type == ElementType::float32 ? 4 : 2; }
+  int64_t panel_bytes() const { return panel_elements() * element_bytes(); }
+  int64_t row_bytes() const { return row_depth() * kPanelColumns * element_bytes(); }  // of a row of the kernel, in one part
   // From the first row or column that an output sees to the last.
   int64_t reach_height() const { return (kernel_height - 1) * dilation_height; }
   int64_t reach_width() const { return (kernel_width - 1) * dilation_width; }

@@ -36,7 +36,7 @@ inline int64_t row_pixels(const ConvolutionLastCall& call, const LastImage& imag
 // Whether windows cost less for a row of y. `product` is what it costs to multiply a cache line of an output's place by a
 // panel, in units of copying that line.
 inline bool windows_pay(const ConvolutionLastCall& call, int64_t positions, int64_t product) {
-  if (call.linear.weight_type == ElementType::bfloat16 && call.in_channels % kPackedDepth) return true;
+  if (call.linear.weight_type != ElementType::float32 && call.in_channels % kPackedDepth) return true;
   const int64_t panels = (call.linear.n + kPanelColumns - 1) / kPanelColumns, products = call.taps() * panels * product;
   const int64_t windows = call.out_width * (products + call.stride_height * call.kernel_width);
   return windows <= positions * (products + call.stride_height * call.stride_width);
@@ -80,10 +80,10 @@ inline int64_t tap_offset(const ConvolutionLastCall& call, const LastImage& imag
 }
 
 template <typename To>
-SLIPSTREAM_INLINE void convert(const void* from, ElementType type, int64_t index, int64_t count, To* to) {
+SLIPSTREAM_INLINE void convert(const void* from, ElementType type, int64_t index, int64_t count, float scale, To* to) {
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store(to + i, load_element(from, type, index + i));
-  if (i < count) store_first(to + i, count - i, load_element_partly(from, type, index + i, count - i));
+  for (; i + kWidth <= count; i += kWidth) store(to + i, scaled_into<To>(load_element(from, type, index + i), scale));
+  if (i < count) store_first(to + i, count - i, scaled_into<To>(load_element_partly(from, type, index + i, count - i), scale));
 }
 
 // Lanes [begin, begin + kWidth) of three registers as they lie interleaved: abcabc.
@@ -95,13 +95,14 @@ SLIPSTREAM_INLINE Vec third_of_three(Vec a, Vec b, Vec c, LaneList<lane...>) {
 
 // Pixels of which channels lie `call.channel` elements apart, in rows that have their pixels side by side.
 template <typename X>
-void interleave_planes(const ConvolutionLastCall& call, int64_t from, int64_t count, int64_t place, X* to) {
+void interleave_planes(const ConvolutionLastCall& call, int64_t from, int64_t count, int64_t place, float scale, X* to) {
+  auto load_plane = [&](int64_t k, int64_t i) {
+    return scaled_into<X>(load_element(call.x.data, call.x.type, from + k * call.channel + i), scale);
+  };
   int64_t i = 0;
   if (call.in_channels == 3 && place == 3) {
     for (; i + kWidth <= count; i += kWidth, to += 3 * kWidth) {
-      const Vec a = load_element(call.x.data, call.x.type, from + i);
-      const Vec b = load_element(call.x.data, call.x.type, from + call.channel + i);
-      const Vec c = load_element(call.x.data, call.x.type, from + 2 * call.channel + i);
+      const Vec a = load_plane(0, i), b = load_plane(1, i), c = load_plane(2, i);
       store(to, third_of_three<0>(a, b, c, Lanes{}));
       store(to + kWidth, third_of_three<kWidth>(a, b, c, Lanes{}));
       store(to + 2 * kWidth, third_of_three<2 * kWidth>(a, b, c, Lanes{}));
@@ -111,27 +112,29 @@ void interleave_planes(const ConvolutionLastCall& call, int64_t from, int64_t co
     const int64_t pixels = count - i < kWidth ? count - i : kWidth;
     for (int64_t k = 0; k < call.in_channels; ++k) {
       X plane[kWidth];
-      store(plane, load_element_partly(call.x.data, call.x.type, from + k * call.channel + i, pixels));
+      const Vec v = load_element_partly(call.x.data, call.x.type, from + k * call.channel + i, pixels);
+      store(plane, scaled_into<X>(v, scale));
       for (int64_t p = 0; p < pixels; ++p) to[p * place + k] = plane[p];
     }
   }
 }
 
-// `count` pixels of x, zeros where they are outside of it, from the column `column` on; `place` elements apart.
+// `count` pixels of a row of an image, zeros where they are outside of it, from the column `column` on; `place` elements apart.
 template <typename X>
-void copy_pixels(const ConvolutionLastCall& call, int64_t at, int64_t column, int64_t count, int64_t place, X* to) {
-  const int64_t channels = call.in_channels;
+void copy_pixels(const ConvolutionLastCall& call, int64_t index, int64_t row, int64_t column, int64_t count, int64_t place, X* to) {
+  const int64_t channels = call.in_channels, at = index * call.x.image + row * call.x.row;
+  const float scale = scale_into<X>(call, index);
   const int64_t before = column >= 0 ? 0 : -column < count ? -column : count;
   const int64_t stop = call.width - column < before ? before : call.width - column < count ? call.width - column : count;
   __builtin_memset(to, 0, static_cast<size_t>(before * place) * sizeof(X));
   const int64_t from = at + (column + before) * call.x.pixel;
   if (call.channel != 1) {
-    interleave_planes(call, from, stop - before, place, to + before * place);
+    interleave_planes(call, from, stop - before, place, scale, to + before * place);
   } else if (place == channels && call.x.pixel == channels) {
-    convert(call.x.data, call.x.type, from, (stop - before) * channels, to + before * place);
+    convert(call.x.data, call.x.type, from, (stop - before) * channels, scale, to + before * place);
   } else {
     for (int64_t i = before; i < stop; ++i) {
-      convert(call.x.data, call.x.type, from + (i - before) * call.x.pixel, channels, to + i * place);
+      convert(call.x.data, call.x.type, from + (i - before) * call.x.pixel, channels, scale, to + i * place);
     }
   }
   __builtin_memset(to + stop * place, 0, static_cast<size_t>((count - stop) * place) * sizeof(X));
@@ -205,12 +208,11 @@ void copy_segment(const ConvolutionLastCall& call, const LastImage& image, int64
       __builtin_memset(line, 0, static_cast<size_t>(image.line()) * sizeof(X));
       return;
     }
-    const int64_t at = index * call.x.image + source * call.x.row;
     if (image.windows) {
-      copy_pixels(call, at, -call.padding_width, row_pixels(call, image), call.in_channels, pixels);
+      copy_pixels(call, index, source, -call.padding_width, row_pixels(call, image), call.in_channels, pixels);
       copy_all_windows(call, image, pixels, line);
     } else {
-      copy_pixels(call, at, -call.padding_width, row_pixels(call, image), image.place, line);
+      copy_pixels(call, index, source, -call.padding_width, row_pixels(call, image), image.place, line);
     }
   });
 }

@@ -12,16 +12,13 @@ int64_t line_steps(const ConvolutionLastCall& call) {
   return (call.kernel_width * call.in_channels + StepOf<step>::depth - 1) / StepOf<step>::depth;
 }
 
-inline int64_t panel_bytes_of(const ConvolutionLastCall& call) {
-  return call.panel_elements() * (call.linear.weight_type == ElementType::float32 ? 4 : 2);
-}
-
-// Whether the weights stay in the caches beside lines, and a sum over them is short enough to be one.
+// Whether the weights stay in the caches beside lines, and a sum over them, and over a line in the step's own type, is short enough
+// to be one.
 template <Step step>
 bool reads_lines(const ConvolutionLastCall& call) {
-  const int64_t panels = (call.linear.n + kPanelColumns - 1) / kPanelColumns;
-  return call.dilation_width == 1 && call.kernel_height * line_steps<step>(call) <= kStepsPerSum &&
-         panels * panel_bytes_of(call) <= weights_beside_rows();
+  const int64_t panels = (call.linear.n + kPanelColumns - 1) / kPanelColumns, steps = line_steps<step>(call);
+  return call.dilation_width == 1 && steps <= kMostSteps<step> && call.kernel_height * steps <= kStepsPerSum &&
+         panels * call.panel_bytes() <= weights_beside_rows();
 }
 
 // What some neighbouring outputs see: of each of `count` lines `steps` steps of depth, the first output at `offset`, and others
@@ -32,40 +29,89 @@ struct SeenLines {
   int64_t count, steps, offset, stride, row_bytes;
 };
 
-// sums[r][v] = the product of `rows` outputs and `vectors` registers of columns.
-template <Step step, int rows, int vectors>
-SLIPSTREAM_INLINE void multiply_lines(Vec (&sums)[rows][vectors], const SeenLines<step>& seen, const uint8_t* w) {
-  for (int64_t line = 0; line < seen.count; ++line, w += seen.row_bytes) {
-    RowsByFours<typename StepOf<step>::X, rows> x(seen.lines[line] + seen.offset, seen.stride);
-    for (int64_t s = 0; s < seen.steps; ++s, x.step(StepOf<step>::depth)) multiply_step<step, rows>(sums, x, w + s * kStepBytes);
-  }
-}
-
-// Where the results of a strip go: to y at its first output and column, between bounds, or unfinished to sums [rows][32].
+// Where the results of a strip go: to y at its first output and column, between bounds, or unfinished to sums [rows][32], where sums
+// of lines wait as well. `back`: what float16 is put back by, of the image and of the strip's columns.
 struct LinesEnd {
   const LinearCall* call;
   int64_t row, column;
   float low, high;
   float* sums;
+  float back;
+  const float* back_columns;
 };
+
+// sums[r][v] += the product of `rows` outputs and `vectors` registers of columns over lines [begin, end).
+template <Step step, int rows, int vectors>
+SLIPSTREAM_INLINE void multiply_lines(typename StepOf<step>::Sum (&sums)[rows][vectors], const SeenLines<step>& seen, int64_t begin,
+                                      int64_t end, const uint8_t* w) {
+  for (int64_t line = begin; line < end; ++line) {
+    RowsByFours<typename StepOf<step>::X, rows> x(seen.lines[line] + seen.offset, seen.stride);
+    const uint8_t* of_line = w + line * seen.row_bytes;
+    for (int64_t s = 0; s < seen.steps; ++s, x.step(StepOf<step>::depth)) {
+      multiply_step<step, rows>(sums, x, of_line + s * kStepBytes);
+    }
+  }
+}
+
+template <int rows, int vectors>
+SLIPSTREAM_INLINE void store_sums(const Vec (&sums)[rows][vectors], float* to) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(to + r * kPanelColumns + v * kWidth, sums[r][v]);
+  }
+}
+
+// all[r][v] = the product over all lines; those of float16 over as many lines at a time as its sums may be long.
+template <Step step, int rows, int vectors>
+SLIPSTREAM_INLINE void sum_lines(Vec (&all)[rows][vectors], const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
+  using Sum = typename StepOf<step>::Sum;
+  const int64_t together = step == Step::half ? kMostSteps<step> / seen.steps : seen.count;
+  int64_t done = 0;
+  auto add = [&](const Sum (&part)[rows][vectors]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        const Vec sum = stored_sum(part[r][v]);
+        all[r][v] = done == 0 ? sum : sum + load(end.sums + r * kPanelColumns + v * kWidth);
+      }
+    }
+  };
+  if constexpr (step == Step::half) {
+    for (; seen.count - done > together; done += together) {
+      Sum part[rows][vectors] = {};
+      multiply_lines<step, rows, vectors>(part, seen, done, done + together, w);
+      add(part);
+      store_sums(all, end.sums);
+    }
+  }
+  Sum last[rows][vectors] = {};
+  multiply_lines<step, rows, vectors>(last, seen, done, seen.count, w);
+  add(last);
+  if constexpr (kPutsBack<step>) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const Vec back = load(end.back_columns + v * kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) all[r][v] = all[r][v] * back * end.back;
+    }
+  }
+}
 
 template <Step step, int rows, int vectors, typename Y>
 void strip_of_lines(const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
-  Vec sums[rows][vectors] = {};
-  multiply_lines<step, rows, vectors>(sums, seen, w);
+  Vec sums[rows][vectors];
+  sum_lines<step, rows, vectors>(sums, seen, w, end);
   store_between<Y>(*end.call, sums, end.row, end.column, end.low, end.high);
 }
 
 // The same into end.sums, unfinished.
 template <Step step, int rows, int vectors>
 void sums_of_lines(const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
-  Vec sums[rows][vectors] = {};
-  multiply_lines<step, rows, vectors>(sums, seen, w);
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(end.sums + r * kPanelColumns + v * kWidth, sums[r][v]);
-  }
+  Vec sums[rows][vectors];
+  sum_lines<step, rows, vectors>(sums, seen, w, end);
+  store_sums(sums, end.sums);
 }
 
 template <Step step>
@@ -177,11 +223,10 @@ class Lines {
     held_[slot] = name;
     X* line = ring_ + slot * plan_.line;
     const int64_t used = plan_.pixels * call_.in_channels;
-    const int64_t at = index * call_.x.image + source * call_.x.row;
-    copy_pixels(call_, at, -call_.padding_width, plan_.pixels, call_.in_channels, line);
+    copy_pixels(call_, index, source, -call_.padding_width, plan_.pixels, call_.in_channels, line);
     __builtin_memset(line + used, 0, static_cast<size_t>(plan_.line - used) * sizeof(X));
-    // A step that goes beyond a window takes a neighbour times a weight of zero.
-    const bool beyond = plan_.steps * StepOf<step>::depth != call_.kernel_width * call_.in_channels;
+    // A step that goes beyond a window takes a neighbour times a weight of zero. (What was scaled is finite.)
+    const bool beyond = step != Step::half && plan_.steps * StepOf<step>::depth != call_.kernel_width * call_.in_channels;
     finite_[slot] = !beyond || all_finite(line, plan_.line);
   }
 
@@ -235,8 +280,9 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
   const LinearCall& linear = call.linear;
   const StripOfLines<step>* two = strips_of_lines<step, 2>(linear, bounded);
   const StripOfLines<step>* one = strips_of_lines<step, 1>(linear, bounded);
-  const int64_t panel_bytes = panel_bytes_of(call), row_bytes = panel_bytes / call.kernel_height;
+  const int64_t panel_bytes = call.panel_bytes(), row_bytes = call.row_bytes();
   const uint8_t* weight = static_cast<const uint8_t*>(linear.weight) + lines.first() * row_bytes;
+  end.back = back_of_image<step>(call, row / call.out_height);
   const int64_t strips = (call.out_width + kStripRows - 1) / kStripRows, stop = part.m_end * call.out_width;
   const int64_t y_bytes = linear.y_stride * (linear.y_type == ElementType::float32 ? 4 : 2);
   const bool whole_rows = (part.panel_end - part.panel_begin) * kPanelColumns >= linear.n;
@@ -255,6 +301,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
       for (int64_t c = 0; c < columns; c += kStripColumns) {
         end.column = begin + c;
         end.sums = sums + c;
+        if (kPutsBack<step>) end.back_columns = back_of_columns(call, panel) + c;
         (columns - c > kWidth ? two : one)[rows - 1](seen, w + c * kColumnBytes, end);
       }
       if (!bounded) finish_lines(linear, sums, end.row, rows, begin, columns);
@@ -267,7 +314,7 @@ void convolve_lines(const ConvolutionLastCall& call, const LinearPart& part, voi
   const LinesPlan<step> plan(call);
   Lines<step> lines(call, plan, scratch);
   alignas(64) float sums[kStripRows * kPanelColumns];
-  LinesEnd end{&call.linear, 0, 0, 0, 0, sums};
+  LinesEnd end{&call.linear, 0, 0, 0, 0, sums, 1, nullptr};
   const bool bounded = ends_in_bounds(call.linear, end.low, end.high) && !call.linear.residual.data;
   for (int64_t row = part.m_begin; row < part.m_end; ++row) {
     lines.move_to(row);

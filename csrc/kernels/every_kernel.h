@@ -22,6 +22,7 @@
 #include "batched_matmul.h"
 #include "recurrent.h"
 #include "convolution.h"
+#include "convolution_last_half.h"
 #include "convolution_last_image.h"
 #include "convolution_lines.h"
 #include "convolution_last.h"

@@ -22,8 +22,9 @@ struct HalfEnd {
   float low, high;
 };
 
-// y[row ...][column ...] of `rows` rows and a panel, straight from registers; sums of all parts but the last wait in `sums`.
-template <int rows, typename Y>
+// y[row ...][column ...] of `rows` rows and `vectors` registers of a panel's columns, straight from registers; sums of all parts but
+// the last wait in `sums`.
+template <int rows, int vectors, typename Y>
 void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, const uint8_t* w, int64_t steps, int64_t row,
                      int64_t column, const HalfEnd& end, float* sums, const WeightsAhead& ahead) {
   constexpr int64_t most = kMostSteps<Step::half>, depth = StepOf<Step::half>::depth;
@@ -32,7 +33,7 @@ void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, co
     strip_part<Step::half, rows, 1>(x + done * depth, x_stride, w + done * kStepBytes, 0, most, sums, done == 0,
                                     {ahead.at + done * ahead.stride, ahead.stride});
   }
-  VecHalf last[rows][kStripVectors] = {};
+  VecHalf last[rows][vectors] = {};
   AskForWeights ask({ahead.at + done * ahead.stride, ahead.stride});
   RowsByFours<Half, rows> at(x + done * depth, x_stride);
   w += done * kStepBytes;
@@ -41,9 +42,9 @@ void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, co
     multiply_step<Step::half, rows>(last, at, w);
     at.step(depth);
   }
-  Vec all[rows][kStripVectors];
+  Vec all[rows][vectors];
 #pragma GCC unroll 4
-  for (int v = 0; v < kStripVectors; ++v) {
+  for (int v = 0; v < vectors; ++v) {
     const Vec back = load(end.back_columns + v * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -56,12 +57,12 @@ void half_strip_into(const LinearCall& call, const Half* x, int64_t x_stride, co
 
 using HalfStripInto = void (*)(const LinearCall&, const Half*, int64_t, const uint8_t*, int64_t, int64_t, int64_t, const HalfEnd&,
                                float*, const WeightsAhead&);
-template <typename Y, int... rows>
+template <int vectors, typename Y, int... rows>
 struct HalfStripIntoTable {
-  static constexpr HalfStripInto of[] = {half_strip_into<rows, Y>...};
+  static constexpr HalfStripInto of[] = {half_strip_into<rows, vectors, Y>...};
 };
-template <typename Y>
-using HalfStripsInto = HalfStripIntoTable<Y, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+template <int vectors, typename Y>
+using HalfStripsInto = HalfStripIntoTable<vectors, Y, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
 
 class HalfLinear {
  public:
@@ -90,9 +91,8 @@ class HalfLinear {
             const WeightsAhead& ahead) {
           if (!bounded) return false;
           const HalfEnd end = {back_ + row - first_, back_of(panel), low, high};
-          const auto kernel =
-              call_.y_type == ElementType::float32 ? HalfStripsInto<float>::of[rows - 1] : HalfStripsInto<uint16_t>::of[rows - 1];
-          kernel(call_, x, stride, w, steps, row, panel * kPanelColumns, end, waiting, ahead);
+          const auto* strips = call_.y_type == ElementType::float32 ? strips_of<float>(panel) : strips_of<uint16_t>(panel);
+          strips[rows - 1](call_, x, stride, w, steps, row, panel * kPanelColumns, end, waiting, ahead);
           return true;
         },
         [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {
@@ -107,9 +107,14 @@ class HalfLinear {
     return reinterpret_cast<const float*>(static_cast<const char*>(call_.weight) + (panel + 1) * panel_bytes_) - kPanelColumns;
   }
 
+  // By how many of a panel's columns y has.
+  template <typename Y>
+  const HalfStripInto* strips_of(int64_t panel) const {
+    return call_.n - panel * kPanelColumns > kWidth ? HalfStripsInto<2, Y>::of : HalfStripsInto<1, Y>::of;
+  }
+
   // Rows of the last block that did not fit, one by one and not in float16.
   void widen_misfits() {
-    const float back = power_of_two(kHalfExponent / 2 - kWidenedExponent);
     for (int64_t r = 0; r < count_; ++r) {
       if (back_[r] > 0) continue;
       const int64_t row = first_ + r;
@@ -121,7 +126,7 @@ class HalfLinear {
           },
           [](int64_t, int64_t) {}, [](auto&&...) { return false; },
           [&](float* sums, int64_t, int64_t, int64_t, int64_t panel) {
-            put_back(sums, 1, &back, back_of(panel));
+            put_back(sums, 1, &kWidenedBack, back_of(panel));
             finish_tile(call_, sums, kPanelColumns, row, 1, panel * kPanelColumns);
           });
     }

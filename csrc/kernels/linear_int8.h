@@ -41,8 +41,9 @@ SLIPSTREAM_INLINE RowRange range_of_row(const Rows& x, int64_t k, int64_t row) {
   for (; i + kWidth <= k; i += kWidth) take(load_element(x.data, x.type, from + i));
   if (i < k) take(load_element_partly(x.data, x.type, from + i, k - i));
   RowRange range;
+  range.largest_bits = largest_lane(bits);
+  if constexpr (!signs) return range;
   for (int lane = 0; lane < kWidth; ++lane) {
-    if (bits[lane] > range.largest_bits) range.largest_bits = bits[lane];
     if (low[lane] < range.low) range.low = low[lane];
     if (high[lane] > range.high) range.high = high[lane];
   }

@@ -47,5 +47,10 @@ SLIPSTREAM_INLINE VecH rounded_to_half(Vec v) {
 
 SLIPSTREAM_INLINE void store(Half* p, Vec v) { *reinterpret_cast<VecHInMemory*>(p) = rounded_to_half(v); }
 
+// The first `count` elements only.
+SLIPSTREAM_INLINE void store_first(Half* p, int64_t count, Vec v) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m256i>(rounded_to_half(v)));
+}
+
 }  // namespace SLIPSTREAM_LEVEL
 }  // namespace slipstream

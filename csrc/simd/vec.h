@@ -176,6 +176,17 @@ SLIPSTREAM_INLINE Vec largest_of_lanes(Vec v) {
   v = at_least(v, partners<2>(v, Lanes{}));
   return at_least(v, partners<1>(v, Lanes{}));
 }
+SLIPSTREAM_INLINE int32_t largest_lane(VecI v) {
+  auto with_partners = [&](Vec partner) {
+    const VecI other = reinterpret_cast<VecI>(partner);
+    v = other > v ? other : v;
+  };
+  if constexpr (kWidth > 8) with_partners(partners<8>(reinterpret_cast<Vec>(v), Lanes{}));
+  if constexpr (kWidth > 4) with_partners(partners<4>(reinterpret_cast<Vec>(v), Lanes{}));
+  with_partners(partners<2>(reinterpret_cast<Vec>(v), Lanes{}));
+  with_partners(partners<1>(reinterpret_cast<Vec>(v), Lanes{}));
+  return v[0];
+}
 SLIPSTREAM_INLINE Vec absolute(Vec v) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(v) & 0x7fffffffu); }
 
 }  // namespace SLIPSTREAM_LEVEL

@@ -42,7 +42,7 @@ from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
     "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "check_parts",
-    "has_tiles", "in_words", "join", "linear", "pack", "part", "plain_linear", "plain_product", "split",
+    "has_tiles", "in_words", "join", "linear", "pack", "pack_alike", "part", "plain_linear", "plain_product", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -100,6 +100,14 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: b
             data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, fits)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
+
+
+def pack_alike(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> list[torch.Tensor]:
+    """The data of each weight's pack, one dtype for all, so that they can lie in one tensor: float16 where it fits all."""
+    packs = [pack(weight, dtype=dtype, parts=parts).data for weight in weights]
+    if any(packed.dtype is not packs[0].dtype for packed in packs):
+        packs = [pack(weight, dtype=dtype, parts=parts, float16=False).data for weight in weights]
+    return packs
 
 
 def check_parts(parts: int, dtype: torch.dtype) -> None:

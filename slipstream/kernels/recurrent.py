@@ -4,7 +4,8 @@
 The equations are those of torch.nn.LSTM (with projections: Sak et al., arXiv 1402.1128), torch.nn.GRU and torch.nn.RNN. States
 and sums are float32 whatever the weights are. Error against float64, root mean square, on normal inputs and weights as torch
 initializes them: 1e-6 in float32, 1e-2 in bfloat16 (weights are rounded to it, and so are inputs and hidden states where they
-are multiplied at levels avx512_bf16 and amx, and between layers). Sequences are independent: a NaN in one reaches no other.
+are multiplied at levels avx512_bf16 and amx, and between layers; at level avx512_fp16 products are in float16, as
+`kernels.linear` has them). Sequences are independent: a NaN in one reaches no other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
+from slipstream.kernels.linear import pack_alike
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 
 KINDS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -32,8 +34,9 @@ Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 class PackedRecurrent:
     """All layers' weights in the kernel's order; made once, serves every length, batch and level.
 
-    ``weights`` is opaque and 1-D in ``dtype``, ``biases`` opaque and float32. Without the native extension ``weights`` is
-    None, and ``plain`` holds each direction's (W_ih, W_hh, b_ih, b_hh, W_hr), the weights rounded to ``dtype``.
+    ``weights`` is opaque and 1-D, what `linear.pack` makes for ``dtype``, ``biases`` opaque and float32. Without the native
+    extension ``weights`` is None, and ``plain`` holds each direction's (W_ih, W_hh, b_ih, b_hh, W_hr), the weights rounded to
+    ``dtype``.
     """
 
     kind: str
@@ -73,7 +76,7 @@ def pack(
         raise UsageError.of("weights", f"{len(weights)} tensors", f"{each} for each of {layers} x {directions} directions")
     gates, units = KINDS[kind], weights[0].shape[0] // KINDS[kind]
     with torch.no_grad():
-        cells = []
+        cells: list[Cell] = []
         for start in range(0, len(weights), each):
             own = [weight.detach() for weight in weights[start : start + each]]
             b_ih, b_hh = own[2:4] if bias else (own[0].new_zeros(gates * units),) * 2
@@ -82,8 +85,8 @@ def pack(
         if not native.available():
             plain = tuple(tuple(_rounded(tensor, dtype) for tensor in cell) for cell in cells)
             return PackedRecurrent(kind, *sizes, dtype, None, None, plain)
-        packed = [_pack_cell(kind, cell, dtype) for cell in cells]
-        data, biases = torch.cat([part for one, _ in packed for part in one]), torch.cat([one for _, one in packed])
+        matrices = [matrix for cell in cells for matrix in _matrices(kind, cell)]
+        data, biases = torch.cat(pack_alike(matrices, dtype=dtype)), torch.cat([_biases(kind, cell) for cell in cells])
     return PackedRecurrent(kind, *sizes, dtype, data, biases)
 
 
@@ -196,16 +199,19 @@ def _by_blocks(tensor: torch.Tensor, gates: int) -> torch.Tensor:
     return padded.view(gates, blocks, BLOCK, *tensor.shape[1:]).transpose(0, 1).reshape(-1, *tensor.shape[1:])
 
 
-def _pack_cell(
-    kind: str, cell: tuple[torch.Tensor | None, ...], dtype: torch.dtype
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    w_ih, w_hh, b_ih, b_hh, w_hr = cell
-    assert w_ih is not None and w_hh is not None and b_ih is not None and b_hh is not None
-    gates, halves = KINDS[kind], dtype is torch.bfloat16
-    matrices = [_by_blocks(w_ih, gates), _by_blocks(w_hh, gates)] + ([] if w_hr is None else [w_hr])
-    packed = [torch.ops.slipstream.pack_linear(matrix, halves) for matrix in matrices]
+Cell = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""W_ih, W_hh, b_ih, b_hh, W_hr of one direction of one layer."""
+
+
+def _matrices(kind: str, cell: Cell) -> list[torch.Tensor]:
+    w_ih, w_hh, _, _, w_hr = cell
+    return [_by_blocks(w_ih, KINDS[kind]), _by_blocks(w_hh, KINDS[kind])] + ([] if w_hr is None else [w_hr])
+
+
+def _biases(kind: str, cell: Cell) -> torch.Tensor:
+    _, w_hh, b_ih, b_hh, _ = cell
     if kind != "gru":
-        return packed, _by_blocks(b_ih + b_hh, gates)
+        return _by_blocks(b_ih + b_hh, KINDS[kind])
     units = w_hh.shape[1]
     inside = torch.cat([b_hh[: 2 * units], torch.zeros(units)])  # that of the new gate is multiplied by the reset gate
-    return packed, torch.cat([_by_blocks(b_ih + inside, gates), _by_blocks(b_hh[2 * units :], 1)])
+    return torch.cat([_by_blocks(b_ih + inside, KINDS[kind]), _by_blocks(b_hh[2 * units :], 1)])

@@ -355,13 +355,13 @@ def test_weights_are_held_in_float16_where_they_fit(half_level):
 
 @by_level
 @given(
-    rows=st.lists(st.integers(-58, 58), min_size=1, max_size=9), k=st.integers(1, 300),
+    rows=st.lists(st.integers(-80, 58), min_size=1, max_size=9), k=st.integers(1, 300),
     columns=st.lists(st.integers(-38, 38), min_size=1, max_size=40), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_scales_of_rows_and_columns_do_not_matter_in_float16(half_level, rows, columns, k, seed):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(len(rows), k, generator=g) * torch.tensor(rows).double().exp2().float()[:, None]
-    weight = torch.randn(len(columns), k, generator=g) * torch.tensor(columns).double().exp2().float()[:, None]
+    weight = torch.randn(len(columns), k, generator=g).bfloat16() * torch.tensor(columns).double().exp2().float()[:, None]
     assert half_error(x, weight) <= 2**-8
 
 
@@ -385,7 +385,7 @@ def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
     plain = torch.randn(60, 45)
     alone = L.linear(plain, packed)
     x = plain.clone()
-    x[0] *= 2.0**-80
+    x[0] *= 2.0**80
     x[7] *= 2.0**70
     x[30] = 0
     x[59, 3] = float("inf")
@@ -398,6 +398,34 @@ def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
     others = torch.ones(60, dtype=torch.bool)
     others[[0, 7, 30, 59]] = False
     assert torch.equal(y[others], alone[others])
+
+
+@pytest.mark.parametrize("exponent", [-60, -100, -124, -128])
+def test_small_rows_fit_float16(half_level, exponent):
+    """The last of them are denormal numbers; weights bring the results back into float32's range."""
+    torch.manual_seed(8)
+    weight = torch.randn(70, 45) * 2.0**30
+    x = torch.randn(60, 45)
+    small = x * 2.0**exponent
+    y, expected = L.linear(small, L.pack(weight, dtype=torch.bfloat16)), small.double() @ weight.double().T
+    assert relative_error(y, expected) <= (1.2e-3 if exponent > -126 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tiny_column_of_weights_leaves_the_others_in_float16(half_level, dtype):
+    """As batch normalization of a channel that training switched off leaves it; by itself it is of no weight."""
+    torch.manual_seed(9)
+    x, weight = torch.randn(60, 45), torch.randn(70, 45)
+    weight[3] *= 2.0**-50
+    weight[40] *= 1e-30
+    weight[41] = 0
+    packed = L.pack(weight.to(dtype), dtype=torch.bfloat16)
+    assert packed.data.dtype is torch.float16
+    y, expected = L.linear(x, packed), x.double() @ weight.double().T
+    assert relative_error(y, expected) <= 4e-3
+    assert relative_error(y[:, 3], expected[:, 3]) <= 2e-2
+    assert y[:, 40:42].abs().max() <= 1e-27
+    assert L.pack(weight * 1e-30, dtype=torch.bfloat16).data.dtype is torch.bfloat16
 
 
 def test_weights_in_float16_serve_other_levels(half_level):

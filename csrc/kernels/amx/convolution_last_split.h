@@ -58,8 +58,7 @@ inline void copy_segment_parts(const ConvolutionLastCall& call, const SplitPlan&
       }
       return;
     }
-    const int64_t at = index * call.x.image + source * call.x.row;
-    copy_pixels(call, at, -call.padding_width, pixels, call.in_channels, floats);
+    copy_pixels(call, index, source, -call.padding_width, pixels, call.in_channels, floats);
     if (image.windows) {
       split_floats(floats, pixels * call.in_channels, parts, plan.row_bytes / 2, split);
       for (int64_t part = 0; part < parts; ++part) {

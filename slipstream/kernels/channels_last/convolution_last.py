@@ -2,8 +2,9 @@
 """Direct two-dimensional convolution, channels last on both sides: y = post_op(conv(x) + b + residual).
 
 Any stride, padding, dilation and groups. Accuracy, against float64, in relative norm: float32 weights 1e-6; bfloat16 weights
-4e-3 at levels avx512_bf16 and amx, where x is rounded to bfloat16 as well (and denormals count as zero); below them x keeps
-float32. A NaN or an infinity reaches the outputs that see it, and no other.
+4e-3 at levels avx512_bf16 and amx, where x is rounded to bfloat16 as well (and denormals count as zero); at level avx512_fp16
+weights and images are scaled to float16, each image by itself, as `kernels.linear` has it (1.2e-3 and what rounding weights to
+bfloat16 took before); below them x keeps float32. A NaN or an infinity reaches the outputs that see it, and no other.
 
 float32 weights in parts of bfloat16, on tiles, which multiply them as `kernels.linear` has it: six products of three parts not
 above torch's own float32 convolution, three products of two parts 1e-5; denormals and sums near the largest float as there.
@@ -19,8 +20,7 @@ from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.depthwise import channels_innermost
 from slipstream.kernels.convolution import PackedConvolution
-from slipstream.kernels.linear import check_parts, plain_product
-from slipstream.kernels.linear import pack as pack_linear
+from slipstream.kernels.linear import check_parts, pack_alike, plain_product
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
 
@@ -72,7 +72,7 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int
     if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
     of_groups = rows.flatten(1).chunk(groups)
-    return torch.cat([pack_linear(group, dtype=dtype, parts=parts, float16=False).data for group in of_groups])
+    return torch.cat(pack_alike(of_groups, dtype=dtype, parts=parts))
 
 
 def convolution_last(
