@@ -42,12 +42,8 @@ void take_weights(ConvolutionLastCall& call, const Tensor& packed, int64_t group
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == elements * parts && parts >= 1 && parts <= most_parts,
                   "packed: not packed for these sizes");
   linear.weight_parts = parts;
-  LinearCall all = linear;  // groups lie one behind the other
-  all.n = groups * panels_of(call) * kPanelColumns;
-  all.k = call.depth();
-  take_weight(all, packed, holder);
-  linear.weight = all.weight;
-  linear.weight_type = all.weight_type;
+  holder = take_panels(packed, groups * panels_of(call) * kPanelColumns, call.depth(), linear.weight_type);
+  linear.weight = holder.data_ptr();
 }
 
 ConvolutionLastCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t groups,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operands of one call as float16, where the level multiplies bfloat16 so (kernels/half_operands.h): panels converted once for all
-// threads, and the scales of images.
+// Operands as float16, where the level multiplies bfloat16 so (kernels/half_operands.h): packed panels, for it and for other levels, and
+// the scales of images.
 #pragma once
 
 #include <atomic>
@@ -12,36 +12,6 @@
 #include "tensor_rows.h"
 
 namespace slipstream {
-
-// Scratch memory of a call, beside that of its threads.
-inline Scratch& call_scratch() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
-
-// Panels in float16, and what their columns' products are put back by: [panel][32]. Null where a panel does not fit. Valid until the
-// thread's next call.
-struct HalfPanels {
-  const void* weight = nullptr;
-  const float* back = nullptr;
-};
-
-// `panels` panels of bfloat16, each `steps` steps of two deep.
-inline HalfPanels fit_panels(const void* packed, int64_t panels, int64_t steps) {
-  const int64_t panel_bytes = steps * kPanelColumns * 4, all_bytes = panels * panel_bytes;
-  uint8_t* memory = static_cast<uint8_t*>(call_scratch().take(static_cast<size_t>(all_bytes + panels * kPanelColumns * 4)));
-  float* back = reinterpret_cast<float*>(memory + all_bytes);
-  const auto fit_panel = table().fit_panel;
-  std::atomic<bool> fits{true};
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const uint8_t* panel = static_cast<const uint8_t*>(packed) + p * panel_bytes;
-      if (!fit_panel(panel, steps, memory + p * panel_bytes, back + p * kPanelColumns)) fits = false;
-    }
-  });
-  if (!fits) return {};
-  return {memory, back};
-}
 
 // The scales of `count` images of so many pieces each, whose values are added up by up to 2^bits of them before they are rounded;
 // zeros for those that do not fit. magnitude_of(image, piece): the largest, as bits.
@@ -84,29 +54,40 @@ inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uin
   return table().fit_panel_of_floats(static_cast<const float*>(panel), k, to, back);
 }
 
-// A weight packed as float16 as one of bfloat16, for a level that does not multiply float16.
-inline void widen_packed(const uint16_t* from, int64_t n, int64_t k, uint16_t* to) {
-  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
+// Panels of float16, for a level that does not multiply it: take(panel, element, value) has each number at its place in a panel of
+// bfloat16.
+template <typename Take>
+void for_each_widened(const uint16_t* from, int64_t panels, int64_t k, const Take& take) {
+  const int64_t size = panel_size(ElementType::bfloat16, k);
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const uint16_t* panel = from + p * panel_size(ElementType::float16, k);
       const float* back = reinterpret_cast<const float*>(panel + size);
       for (int64_t i = 0; i < size; ++i) {
-        const float column = back[i / 2 % kPanelColumns] * std::ldexp(1.f, kHalfExponent / 2);
-        to[p * size + i] = to_bfloat16(half_to_float(panel[i]) * column);
+        take(p, i, half_to_float(panel[i]) * (back[i / 2 % kPanelColumns] * std::ldexp(1.f, kHalfExponent / 2)));
       }
     }
   });
 }
 
-// The weight of a call whose n, k and type of weight are set, as the level multiplies it. The holder keeps it alive.
+// A weight packed as float16 as one of bfloat16.
+inline void widen_packed(const uint16_t* from, int64_t n, int64_t k, uint16_t* to) {
+  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
+  for_each_widened(from, panels, k, [&](int64_t p, int64_t i, float value) { to[p * size + i] = to_bfloat16(value); });
+}
+
+// A weight of packed panels of depth k as the level multiplies it: itself, or widened, and then its type is another.
+inline Tensor take_panels(const Tensor& packed, int64_t n, int64_t k, ElementType& type) {
+  if (type != ElementType::float16 || table().fit_panel) return packed;
+  type = ElementType::bfloat16;
+  Tensor widened = empty({packed_size(type, n, k)}, ScalarType::BFloat16);
+  widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), n, k, static_cast<uint16_t*>(widened.data_ptr()));
+  return widened;
+}
+
+// The weight of a call whose n, k and type of weight are set. The holder keeps it alive.
 inline void take_weight(LinearCall& call, const Tensor& packed, Tensor& holder) {
-  holder = packed;
-  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
-    holder = empty({packed_size(ElementType::bfloat16, call.n, call.k)}, ScalarType::BFloat16);
-    widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), call.n, call.k, static_cast<uint16_t*>(holder.data_ptr()));
-    call.weight_type = ElementType::bfloat16;
-  }
+  holder = take_panels(packed, call.n, call.k, call.weight_type);
   call.weight = holder.data_ptr();
 }
 

@@ -108,7 +108,8 @@ std::optional<Tensor> pack_fitted(const Rows& rows, int64_t n, int64_t k) {
   uint8_t* to = static_cast<uint8_t*>(packed.data_ptr());
   std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
-    void* plain = call_scratch().take(static_cast<size_t>(from_bytes) + 64);  // what a thread packs in has scratch memory of its own
+    static thread_local Scratch scratch;
+    void* plain = scratch.take(static_cast<size_t>(from_bytes) + 64);  // what a thread packs in has scratch memory of its own
     for (int64_t panel = begin; panel < end; ++panel) {
       pack_panel(rows, n, k, panel, rows.type, plain);
       if (!fit_packed_panel(plain, rows.type, k, to + panel * to_bytes)) fits = false;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::pack_winograd and slipstream::winograd: 3 x 3 convolution of stride 1, channels last on both sides.
+#include <atomic>
 #include <cstring>
 #include <optional>
 
@@ -56,14 +57,8 @@ void pack_panel(const WeightSource& weight, int64_t tile, int64_t panel, Element
   }
 }
 
-// weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h.
-Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16) {
-  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3,
-                  "weight: not of shape [out, in, 3, 3]");
-  STD_TORCH_CHECK(tile == 2 || (tile == 4 && !bfloat16), "tile: 2, or 4 in float32");
-  const Tensor weight = torch::stable::contiguous(weight_in);
-  const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
-  const ElementType type = bfloat16 ? ElementType::bfloat16 : ElementType::float32;
+// All panels as `type`.
+Tensor pack_as(const WeightSource& source, int64_t tile, ElementType type) {
   const int64_t panels = round_up(source.out, kPanelColumns) / kPanelColumns;
   const int64_t elements = (tile + 2) * (tile + 2) * panel_size(type, source.in);
   Tensor packed = empty({panels, elements}, scalar_type(type));
@@ -76,13 +71,60 @@ Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16) {
   return packed;
 }
 
+// The same as float16; nothing where a point of a panel does not fit.
+std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile) {
+  const int64_t panels = round_up(source.out, kPanelColumns) / kPanelColumns, points = (tile + 2) * (tile + 2);
+  const int64_t from_size = panel_size(ElementType::float32, source.in), to_size = panel_size(ElementType::float16, source.in);
+  Tensor packed = empty({panels, points * to_size}, ScalarType::Half);
+  uint16_t* to = static_cast<uint16_t*>(packed.data_ptr());
+  std::atomic<bool> fits{true};
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    float* plain = static_cast<float*>(thread_scratch().take(static_cast<size_t>(points * from_size) * sizeof(float)));
+    for (int64_t panel = begin; panel < end; ++panel) {
+      pack_panel(source, tile, panel, ElementType::float32, plain);
+      for (int64_t point = 0; point < points; ++point) {
+        uint8_t* panel_of_point = reinterpret_cast<uint8_t*>(to + (panel * points + point) * to_size);
+        if (!fit_packed_panel(plain + point * from_size, ElementType::float32, source.in, panel_of_point)) fits = false;
+      }
+    }
+  });
+  if (!fits) return std::nullopt;
+  return packed;
+}
+
+// weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h. With float16, it
+// becomes that where the level multiplies it and the weight fits; else bfloat16, whose digits do for tiles of 2, or float32.
+Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16, bool float16) {
+  STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3,
+                  "weight: not of shape [out, in, 3, 3]");
+  STD_TORCH_CHECK(tile == 2 || (tile == 4 && (float16 || !bfloat16)), "tile: 2, or 4 in float32 and float16");
+  const Tensor weight = torch::stable::contiguous(weight_in);
+  const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
+  if (float16 && bfloat16 && table().fit_panel) {
+    if (std::optional<Tensor> fitted = pack_fitted(source, tile)) return *fitted;
+  }
+  return pack_as(source, tile, bfloat16 && tile == 2 ? ElementType::bfloat16 : ElementType::float32);
+}
+
+// A weight of float16 as float32, for a level that does not multiply float16.
+Tensor widen_weight(const Tensor& packed, int64_t points, int64_t in_channels) {
+  const int64_t panels = packed.size(0), size = panel_size(ElementType::float32, in_channels);
+  Tensor widened = empty({panels, points * size}, ScalarType::Float);
+  float* to = static_cast<float*>(widened.data_ptr());
+  for_each_widened(static_cast<const uint16_t*>(packed.data_ptr()), panels * points, in_channels,
+                   [&](int64_t panel, int64_t i, float value) {
+                     const int64_t channel = i / (2 * kPanelColumns) * 2 + i % 2, column = i / 2 % kPanelColumns;
+                     if (channel < in_channels) to[panel * size + channel * kPanelColumns + column] = value;
+                   });
+  return widened;
+}
+
 WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t tile, int64_t padding_height,
-                      int64_t padding_width) {
+                      int64_t padding_width, Tensor& weight_holder) {
   WinogradCall call;
   call.x_type = channels_last(x, "x");
   call.x = x.data_ptr();
-  call.weight_type = element_type(packed, "packed");
-  call.weight = packed.data_ptr();
+  call.weight_type = packed_type(packed);
   call.tile = tile;
   call.batch = x.size(0);
   call.in_channels = x.size(1);
@@ -100,13 +142,19 @@ WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channel
                       packed.size(0) == round_up(out_channels, kPanelColumns) / kPanelColumns &&
                       packed.size(1) == call.points() * panel_size(call.weight_type, call.in_channels),
                   "packed: not packed for these sizes");
+  weight_holder = packed;
+  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
+    weight_holder = widen_weight(packed, call.points(), call.in_channels);
+    call.weight_type = ElementType::float32;
+  }
+  call.weight = weight_holder.data_ptr();
   return call;
 }
 
-// Tiles of which there are so many repay converting the weights.
-constexpr int64_t kLeastTilesOfHalf = 48;
-// A transformed value is a sum of up to four pixels: d0 - d2 of d0 - d2.
-constexpr int kTransformBits = 2;
+// A transformed value is a sum of up to four pixels, d0 - d2 of d0 - d2, or of up to 28 for tiles of 4.
+int transform_bits(int64_t tile) { return tile == 4 ? 5 : 2; }
+constexpr double kLargestRow = kPointA * kPointB2 + kPointB2 + kPointA + 1;  // the sum of magnitudes in a row of B
+static_assert(kLargestRow * kLargestRow < 32, "");
 
 void run_tiles(const WinogradCall& call) {
   const KernelTable& kernels = table();
@@ -127,20 +175,14 @@ WinogradCall image_of(WinogradCall call, int64_t index) {
   return call;
 }
 
-// All images as float16, and those that do not fit again, by themselves.
-void run(const WinogradCall& call) {
-  const bool converts = table().fit_panel && call.weight_type == ElementType::bfloat16 && call.tiles() >= kLeastTilesOfHalf;
-  if (!converts) return run_tiles(call);
-  const int64_t panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns * call.points();
-  const HalfPanels fitted = fit_panels(call.weight, panels, packed_depth(call.weight_type, call.in_channels) / 2);
-  if (!fitted.weight) return run_tiles(call);
+// Where weights are float16 all images are too, and those that do not fit are computed again, by themselves.
+void run(WinogradCall call) {
+  if (call.weight_type != ElementType::float16) return run_tiles(call);
   const int64_t size = call.height * call.width * call.in_channels;
-  const std::unique_ptr<HalfScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, kTransformBits);
-  WinogradCall converted = call;
-  converted.half = scales.get();
-  converted.weight = fitted.weight;
-  converted.back = fitted.back;
-  run_tiles(converted);
+  const std::unique_ptr<HalfScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, transform_bits(call.tile));
+  call.half = scales.get();
+  run_tiles(call);
+  call.half = nullptr;
   for (int64_t image = 0; image < call.batch; ++image) {
     if (scales[image].back == 0) run_tiles(image_of(call, image));
   }
@@ -150,7 +192,8 @@ void run(const WinogradCall& call) {
 Tensor winograd(const Tensor& x, const Tensor& packed, int64_t out_channels, int64_t tile, int64_t padding_height,
                 int64_t padding_width, std::optional<Tensor> bias, int64_t post_op, std::optional<Tensor> residual,
                 bool bfloat16_out) {
-  WinogradCall call = call_for(x, packed, out_channels, tile, padding_height, padding_width);
+  Tensor weight_holder;
+  WinogradCall call = call_for(x, packed, out_channels, tile, padding_height, padding_width, weight_holder);
   STD_TORCH_CHECK(post_op >= 0 && post_op < kPostOpCount, "post_op: unknown code");
   call.post_op = static_cast<PostOp>(post_op);
   Tensor bias_holder;
@@ -177,7 +220,7 @@ Tensor winograd(const Tensor& x, const Tensor& packed, int64_t out_channels, int
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
-  library.def("pack_winograd(Tensor weight, int tile, bool bfloat16) -> Tensor");
+  library.def("pack_winograd(Tensor weight, int tile, bool bfloat16, bool float16=False) -> Tensor");
   library.def(
       "winograd(Tensor x, Tensor packed, int out_channels, int tile, int padding_height, int padding_width, Tensor? bias, "
       "int post_op, Tensor? residual, bool bfloat16_out) -> Tensor");

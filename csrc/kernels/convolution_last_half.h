@@ -26,9 +26,6 @@ SLIPSTREAM_INLINE Vec scaled_into<Half>(Vec v, float scale) {
 }
 #endif
 
-template <Step step>
-constexpr bool kPutsBack = step == Step::half || step == Step::widen_half;
-
 // What products of an image are put back by, and behind a panel those of its columns.
 template <Step step>
 float back_of_image([[maybe_unused]] const ConvolutionLastCall& call, [[maybe_unused]] int64_t image) {

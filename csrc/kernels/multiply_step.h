@@ -50,6 +50,10 @@ struct StepOf<Step::int8> {
   using Sum = VecI;
 };
 
+// Whether sums are put back by what their rows and columns were scaled by.
+template <Step step>
+constexpr bool kPutsBack = step == Step::half || step == Step::widen_half;
+
 // Rows of a strip. Where int8 is multiplied in two halves, the halves of the weights need registers: 4 x 2 + 4 + 2 of 16.
 template <Step step>
 constexpr int kRowsOf = step == Step::int8 && !kDotInt8 && kWidth < 16 ? 4 : kStripRows;

@@ -207,9 +207,9 @@ void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64
                                         sums + point * block.sums_point + begin * kPanelColumns, false,
                                         {w + panel_bytes + s * share, stride});
 #ifdef SLIPSTREAM_HALF
-      if constexpr (step == Step::half) {
+      if constexpr (kPutsBack<step>) {
         put_back(sums + point * block.sums_point + begin * kPanelColumns, end - begin, back + begin,
-                 call.back + (panel * points + point) * kPanelColumns);
+                 reinterpret_cast<const float*>(w + panel_bytes) - kPanelColumns);
       }
 #endif
     }
@@ -233,9 +233,11 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
     } else {
       transform_tiles<tile, step>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
     }
-    if (step == Step::half) {
-      for (int64_t t = 0; t < tiles; ++t) back[t] = call.half[place_of(call, m + t).image].back;
+#ifdef SLIPSTREAM_HALF
+    if constexpr (kPutsBack<step>) {
+      for (int64_t t = 0; t < tiles; ++t) back[t] = call.half ? call.half[place_of(call, m + t).image].back : kWidenedBack;
     }
+#endif
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       multiply_points<step>(call, block, tiles, panel, input, back, sums);
       with_post_op(call.post_op, [&](auto op) {
@@ -257,15 +259,26 @@ constexpr Step kWinogradStep = Step::widen_bf16;  // transformed tiles stay floa
 
 inline size_t winograd_scratch(const WinogradCall& call, const LinearPart& part) {
 #ifdef SLIPSTREAM_HALF
-  if (call.half) return winograd_scratch_of<Step::half>(call, part);
+  if (call.weight_type == ElementType::float16) {
+    return call.half ? winograd_scratch_of<Step::half>(call, part) : winograd_scratch_of<Step::widen_half>(call, part);
+  }
 #endif
   return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kWinogradStep>(call, part)
                                                    : winograd_scratch_of<Step::float32>(call, part);
 }
 
+#ifdef SLIPSTREAM_HALF
+template <int tile>
+void winograd_in_half(const WinogradCall& call, const LinearPart& part, void* scratch) {
+  call.half ? winograd_of<tile, Step::half>(call, part, scratch) : winograd_of<tile, Step::widen_half>(call, part, scratch);
+}
+#endif
+
 inline void winograd(const WinogradCall& call, const LinearPart& part, void* scratch) {
 #ifdef SLIPSTREAM_HALF
-  if (call.half) return winograd_of<2, Step::half>(call, part, scratch);
+  if (call.weight_type == ElementType::float16) {
+    return call.tile == 4 ? winograd_in_half<4>(call, part, scratch) : winograd_in_half<2>(call, part, scratch);
+  }
 #endif
   if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kWinogradStep>(call, part, scratch);
   call.tile == 4 ? winograd_of<4, Step::float32>(call, part, scratch) : winograd_of<2, Step::float32>(call, part, scratch);

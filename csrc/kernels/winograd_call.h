@@ -12,7 +12,7 @@
 namespace slipstream {
 
 struct WinogradCall {
-  int64_t tile = 4;  // m: 2 or 4
+  int64_t tile = 4;  // m: 2 or 4; bfloat16 has digits for 2 only
   int64_t batch = 0, in_channels = 0, out_channels = 0;
   int64_t height = 0, width = 0, out_height = 0, out_width = 0;
   int64_t padding_height = 0, padding_width = 0;
@@ -20,10 +20,8 @@ struct WinogradCall {
   ElementType x_type = ElementType::float32;
   const void* weight = nullptr;  // [panel of 32 output channels][point][a panel as in linear.h, depth in_channels]
   ElementType weight_type = ElementType::float32;
-  // Of each image, where it is multiplied as float16 (kernels/half_operands.h); null elsewhere. Then `weight` is float16 in the place
-  // of bfloat16, and each column's products are put back by back[panel][point][32].
+  // Weights of float16 (kernels/half_operands.h): what each image of x is scaled by, or null, and then they are widened.
   const HalfScale* half = nullptr;
-  const float* back = nullptr;
   const float* bias = nullptr;     // [out_channels] or null
   PostOp post_op = PostOp::none;
   const void* residual = nullptr;  // of y's shape or null: y = post_op(conv(x) + bias + residual)

@@ -14,13 +14,16 @@ def register() -> None:
         torch.library.register_fake(f"slipstream::{fake.__name__}")(fake)
 
 
+_FITS = "float16: whether a weight fits it depends on its values; pack it before it is traced"
+
+
 def _dtype(bfloat16: bool) -> torch.dtype:
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
 def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1, float16: bool = False) -> torch.Tensor:
     if float16:
-        raise NotImplementedError("float16: whether a weight fits it depends on its values; pack it before it is traced")
+        raise NotImplementedError(_FITS)
     n, k = weight.shape
     columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k
     return weight.new_empty(columns * depth * parts, dtype=_dtype(bfloat16))
@@ -172,7 +175,9 @@ def gated_pointwise(
     return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
 
 
-def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool) -> torch.Tensor:
+def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool, float16: bool = False) -> torch.Tensor:
+    if float16:
+        raise NotImplementedError(_FITS)
     out, ins, _, _ = weight.shape
     depth = (ins + 31) // 32 * 32 if bfloat16 else ins
     return weight.new_empty((out + 31) // 32, (tile + 2) ** 2 * depth * 32, dtype=_dtype(bfloat16))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`convolution_3x3` is torch's convolution in float64: any size, padding, dtype, tile and level, within its bound."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,14 +11,13 @@ from hypothesis import strategies as st
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.channels_last.winograd import choice, convolution_3x3, pack
+from slipstream.kernels.channels_last.winograd import TILES, choice, convolution_3x3, pack, tiles_of
 from slipstream.kernels.linear import POST_OPS, apply_post_op
 
 DTYPES = [torch.float32, torch.bfloat16]
 VARIANTS = [(torch.float32, 2), (torch.float32, 4), (torch.bfloat16, 2)]
-NORM = {(torch.float32, 2): 1e-6, (torch.float32, 4): 3e-6, (torch.bfloat16, 2): 6e-3}
-"""Bounds of the relative error in norm."""
-
+NORM = {(torch.float32, 2): 1e-6, (torch.float32, 4): 3e-6, (torch.bfloat16, 2): 6e-3, (torch.bfloat16, 4): 6e-3}
+"""Bounds of the relative error in norm. The last of them is for levels that multiply bfloat16 as float16."""
 
 
 def oracle(x, weight, padding, bias=None, residual=None, post_op="none"):
@@ -32,7 +33,7 @@ def relative(y, expected):
 @given(
     batch=st.integers(0, 3), ins=st.integers(1, 40), outs=st.integers(1, 70), height=st.integers(1, 13),
     width=st.integers(1, 21), padding=st.sampled_from([(0, 0), (1, 1), (1, 0), (2, 1)]),
-    variant=st.sampled_from(VARIANTS), x_dtype=st.sampled_from(DTYPES), out_dtype=st.sampled_from(DTYPES),
+    variant=st.sampled_from(list(NORM)), x_dtype=st.sampled_from(DTYPES), out_dtype=st.sampled_from(DTYPES),
     post_op=st.sampled_from(POST_OPS), extras=st.sampled_from([(0, 0), (1, 0), (1, 1)]),
     last=st.booleans(), seed=st.integers(0, 999),
 )  # fmt: skip
@@ -41,6 +42,7 @@ def test_equals_float64(
 ):
     assume(height + 2 * padding[0] >= 3 and width + 2 * padding[1] >= 3)
     dtype, tile = variant
+    assume(tile in tiles_of(dtype))
     torch.manual_seed(seed)
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.randn(batch, ins, height, width).to(x_dtype).contiguous(memory_format=layout)
@@ -151,7 +153,7 @@ def test_choice_by_size_and_channels(level):
         assert few.tile is None
         assert not few.decision.taken
     half = choice((1, 256, 14, 14), 256, dtype=torch.bfloat16)
-    assert half.tile == (2 if level in ("avx512_bf16", "avx512_bf16_widened", "avx512_fp16") else None)
+    assert half.tile == {"avx512_bf16": 2, "avx512_bf16_widened": 2, native.FLOAT16: 4}.get(level)
     assert half.decision.reason
 
 
@@ -163,7 +165,10 @@ def test_bad_input_names_the_argument():
         pack(weight, dtype=torch.float16)
     with pytest.raises(UsageError, match="tile 6: not one of 2, 4"):
         pack(weight, tile=6)
-    with pytest.raises(UsageError, match=r"tile 4: not one of 2; pack it with dtype=torch\.float32"):
+    with (
+        native.level("avx512") if "avx512" in native.levels() else nullcontext(),
+        pytest.raises(UsageError, match=r"tile 4: not one of 2; pack it with dtype=torch\.float32"),
+    ):
         pack(weight, tile=4, dtype=torch.bfloat16)
     with pytest.raises(UsageError, match="padding"):
         pack(weight, padding=(-1, 0))
@@ -179,3 +184,91 @@ def test_bad_input_names_the_argument():
         convolution_3x3(x.clone().requires_grad_(), packed)
     with pytest.raises(RuntimeError):
         convolution_3x3(x, packed, residual=torch.randn(1, 4, 5, 5))
+
+
+@pytest.fixture
+def half_level():
+    if native.FLOAT16 not in native.levels():
+        pytest.skip("this machine has no AVX512_FP16")
+    with native.level(native.FLOAT16):
+        yield
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("ins", "outs", "size"), [(64, 64, 14), (512, 48, 7), (96, 130, 9), (600, 16, 5), (33, 33, 1)])
+def test_layers_of_real_networks_in_float16(half_level, tile, ins, outs, size):
+    """With activations as a relu leaves them, too: all of one sign, whose sums are the largest."""
+    torch.manual_seed(0)
+    weight = torch.randn(outs, ins, 3, 3)
+    packed = pack(weight, dtype=torch.bfloat16, tile=tile)
+    assert packed.data.dtype is torch.float16
+    normal = torch.randn(2, ins, size, size)
+    for x in (normal, normal.relu(), torch.full_like(normal, 1.99999)):
+        y = convolution_3x3(x, packed)
+        assert relative(y, oracle(x, weight, (1, 1))) <= (5e-3 if tile == 4 else 2e-3)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_the_largest_transformed_values_do_not_overflow_in_float16(half_level, tile):
+    """Pixels of the signs that add up: sums of a transform are as large as they can be somewhere, and all channels agree, in
+    what is lost too."""
+    torch.manual_seed(11)
+    x = 1.99999 * (torch.randint(0, 2, (1, 1, 24, 24)) * 2 - 1.0).expand(1, 64, 24, 24)
+    weight = 1.99999 * (torch.randint(0, 2, (70, 1, 3, 3)) * 2 - 1.0).expand(70, 64, 3, 3)
+    y, expected = convolution_3x3(x, pack(weight, dtype=torch.bfloat16, tile=tile)), oracle(x, weight, (1, 1))
+    assert relative(y, expected) <= 1.5e-2
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_threads_and_batch_change_no_bit_in_float16(half_level, tile):
+    torch.manual_seed(3)
+    x, weight = torch.randn(5, 70, 13, 14), torch.randn(100, 70, 3, 3)
+    packed = pack(weight, dtype=torch.bfloat16, tile=tile)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = convolution_3x3(x, packed)
+        torch.set_num_threads(2)
+        assert torch.equal(convolution_3x3(x, packed), alone)
+        assert torch.equal(convolution_3x3(x[3:4], packed), alone[3:4])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_weights_in_float16_serve_other_levels(half_level, tile):
+    torch.manual_seed(8)
+    x, weight = torch.randn(2, 21, 9, 13), torch.randn(70, 21, 3, 3)
+    packed = pack(weight, dtype=torch.bfloat16, tile=tile)
+    assert packed.data.dtype is torch.float16
+    for level in native.levels():
+        with native.level(level):
+            assert relative(convolution_3x3(x, packed), oracle(x, weight, (1, 1))) <= NORM[torch.bfloat16, 4]
+
+
+@pytest.mark.parametrize(("tile", "instead"), [(2, torch.bfloat16), (4, torch.float32)])
+def test_weights_that_do_not_fit_float16_are_packed_otherwise(half_level, tile, instead):
+    torch.manual_seed(9)
+    x, weight = torch.randn(2, 20, 9, 13), torch.randn(70, 20, 3, 3)
+    weight[65] *= 2.0**50
+    packed = pack(weight, dtype=torch.bfloat16, tile=tile)
+    assert packed.data.dtype is instead
+    y, expected = convolution_3x3(x, packed), oracle(x, weight, (1, 1))
+    for channels in (slice(0, 65), slice(65, 66)):
+        assert relative(y[:, channels], expected[:, channels]) <= NORM[torch.bfloat16, 2]
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("bad", [2.0**70, float("inf")])
+def test_an_image_that_does_not_fit_float16_is_convolved_widened(half_level, tile, bad):
+    torch.manual_seed(10)
+    x, weight = torch.randn(3, 20, 9, 13), torch.randn(70, 20, 3, 3)
+    packed = pack(weight, dtype=torch.bfloat16, tile=tile)
+    whole = convolution_3x3(x, packed)
+    x[1] *= bad
+    y = convolution_3x3(x, packed)
+    assert torch.equal(y[::2], whole[::2])
+    if bad < float("inf"):
+        assert relative(y[1], oracle(x, weight, (1, 1))[1]) <= 2e-3
+    else:
+        assert not y[1].isfinite().any()

@@ -6,8 +6,9 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 201
 
 Accuracy, against float64, in relative norm, at up to 512 channels: float32 in tiles of 2 x 2 7e-7, of 4 x 4 2e-6 (torch's own
 float32 convolution: 3e-7); bfloat16 4e-3, where the image is transformed in float32 and rounded then (a direct product of
-bfloat16: 2.4e-3); at level avx512_fp16 it is rounded to float16, and sums are (4e-3). A NaN or an infinity reaches whole
-tiles, and no other image.
+bfloat16: 2.4e-3); at level avx512_fp16 weights and images are scaled to float16, as `kernels.linear` has it (tiles of 2 x 2
+1.5e-3, of 4 x 4 4.5e-3, up to twice that where a single channel or pixel stands out, half of it on smooth images). A NaN or an
+infinity reaches whole tiles, and no other image.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WORTH_IT = 1.15
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
 _A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
-_TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180}
+_TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180, (torch.bfloat16, 4): 450}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +61,14 @@ def pack(
 ) -> PackedWinograd:
     """Transform ``weight`` [out, in, 3, 3] (float32 or bfloat16) in float64 and copy it into the kernel's order.
 
-    ``dtype`` is what the packed copy holds and what is multiplied, ``padding`` that of rows and columns, ``tile`` the side of a
-    tile of outputs: 2, or, by default and in float32 only, 4. Raises UsageError for other shapes, dtypes and tiles.
+    ``dtype`` is what the packed copy holds and what is multiplied (or float16, as for `kernels.linear.pack`), ``padding`` that
+    of rows and columns, ``tile`` the side of a tile of outputs: 2, or, by default and where `tiles_of` has it, 4. Raises
+    UsageError for other shapes, dtypes and tiles.
     """
     if weight.dim() != 4 or weight.shape[2:] != (3, 3):
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not of shape [out, in, 3, 3]")
     check_dtypes(dtype=dtype, weight=weight.dtype)
-    allowed = TILES if dtype is torch.float32 else TILES[:1]
+    allowed = tiles_of(dtype)
     tile = allowed[-1] if tile is None else tile
     if tile not in allowed:
         raise UsageError.of("tile", tile, allowed, "" if tile not in TILES else "pack it with dtype=torch.float32")
@@ -75,10 +77,17 @@ def pack(
     out_channels, in_channels = int(weight.shape[0]), int(weight.shape[1])
     with torch.no_grad():
         if native.available():
-            data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, dtype is torch.bfloat16)
+            halves = dtype is torch.bfloat16
+            float16 = halves and native.active_level() == native.FLOAT16
+            data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, halves, float16)
             return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
         return PackedWinograd(data, tile, padding, in_channels, out_channels, False)
+
+
+def tiles_of(dtype: torch.dtype) -> tuple[int, ...]:
+    """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is float16."""
+    return TILES if dtype is torch.float32 or native.active_level() == native.FLOAT16 else TILES[:1]
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def choice(
     a_product = 1.0 if dtype is torch.float32 else _A_PRODUCT[level]
     direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
     gains = {}
-    for tile in TILES if dtype is torch.float32 else TILES[:1]:
+    for tile in tiles_of(dtype):
         tiles = batch * -(-size[0] // tile) * -(-size[1] // tile)
         products = (tile + 2) ** 2 * ins * -(-out_channels // 32) * 32 * (tiles + _READ_A_WEIGHT) * a_product
         gains[tile] = direct / max(1.0, products + tiles * _TRANSFORM[dtype, tile] * (ins + out_channels))
