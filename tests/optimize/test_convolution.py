@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from slipstream.decision import log
+from slipstream.kernels import native
+from slipstream.kernels.channels_last.layer import PackedLayer
+from slipstream.kernels.convolution import PackedConvolution
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces.convolution import ConvolutionPiece
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
@@ -67,6 +70,26 @@ def test_other_ranks_and_transposes(geometry, dtype):
         assert_same(nn.ConvTranspose1d(i, o, k, s, p, s - 1, groups=back, dilation=d), row, dtype)
         assert_same(nn.ConvTranspose2d(i, o, k, s, min(p, 1), groups=back, dilation=d), cube[:, :, 0], dtype)
         assert_same(nn.ConvTranspose3d(i, o, k, s, p, groups=back, dilation=d), cube, dtype)
+
+
+@needs_bfloat16
+@pytest.mark.skipif(not native.available(), reason="levels of the extension")
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_bfloat16_goes_to_the_kernel_of_the_level(form):
+    ours = {native.FLOAT16: PackedLayer}
+    if form is torch.contiguous_format:
+        ours["avx512_bf16"] = PackedConvolution
+    conv, x = nn.Conv2d(40, 64, 3, padding=1).to(memory_format=form).eval(), torch.randn(2, 40, 9, 10)
+    x = x.contiguous(memory_format=form)
+    piece = ConvolutionPiece(conv, "conv", Options(torch.bfloat16))
+    for level in native.levels():
+        with native.level(level):
+            content, _ = piece.make(conv, piece.tensors(conv), torch.bfloat16)
+            assert isinstance(content[0], ours.get(level, torch.Tensor))
+            y, wanted = piece.run(conv, x, content, piece.tensors(conv)), conv(x)
+        assert (y.dtype, y.stride()) == (wanted.dtype, wanted.stride())
+        assert (y - wanted).norm() <= 1e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.kernels import convolution as kernel
+from slipstream.kernels import convolution as first_kernel
 from slipstream.kernels import native, transpose
+from slipstream.kernels.channels_last import layer as last_kernel
 from slipstream.optimize import guards
 from slipstream.optimize.options import Options
 from slipstream.optimize.pieces import layouts
@@ -89,8 +90,9 @@ class ConvolutionPiece(WeightLayerPiece):
         if self.rank == 1:
             weight = weight.unsqueeze(2)
         size = weight.numel() * dtype.itemsize
-        if self._is_ours(weight, dtype, channels_last):
-            padding, stride, dilation = self.numbers
+        kernel = self._our_kernel(weight, dtype, channels_last)
+        if kernel is not None:
+            padding, stride, dilation = map(tuple, self.numbers)
             ours = kernel.pack(weight, dtype=dtype, stride=stride, padding=padding, dilation=dilation, groups=groups)
             return (ours, shift, channels_last, dtype), size
         if self.transposed:
@@ -103,15 +105,18 @@ class ConvolutionPiece(WeightLayerPiece):
             packed = _ops._reorder_convolution_weight(weight, padding, stride, dilation, groups, None)
         return (packed, shift, channels_last, dtype), size
 
-    def _is_ours(self, weight: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> bool:
-        """Whether our kernel is the better one: bfloat16, channels first, without tiles (oneDNN's convolutions use them)."""
-        return (
-            dtype == torch.bfloat16
-            and not (self.transposed or channels_last or weight.dim() != 4)
-            and weight.shape[2] * weight.shape[3] <= kernel.MOST_TAPS
-            and self.followers.form.post_op is not None
-            and native.active_level() == "avx512_bf16"
-        )
+    def _our_kernel(self, weight: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> Any:
+        """The module of our kernel where it is better than oneDNN's: in bfloat16, without tiles, which oneDNN's uses.
+
+        Where dot products are fast, ours is for images with channels first; where bfloat16 is multiplied as float16, oneDNN's
+        dot products take four times as long.
+        """
+        if dtype != torch.bfloat16 or self.transposed or weight.dim() != 4 or self.followers.form.post_op is None:
+            return None
+        if native.active_level() == native.FLOAT16:
+            return last_kernel
+        few = weight.shape[2] * weight.shape[3] <= first_kernel.MOST_TAPS
+        return first_kernel if few and not channels_last and native.active_level() == "avx512_bf16" else None
 
     def _fold_transposed(
         self, weight: torch.Tensor, bias: torch.Tensor | None, rest: Tensors, groups: int
@@ -127,12 +132,16 @@ class ConvolutionPiece(WeightLayerPiece):
         packed, shift, weight_is_channels_last, dtype = content
         bias = tensors[1] if self.followers.norm is None else shift
         image = x.unsqueeze(2) if self.rank == 1 else x
-        if isinstance(packed, kernel.PackedConvolution):
-            bias = None if bias is None else bias.float()
-            y = kernel.convolution(image, packed, bias, post_op=self.followers.form.post_op or "none")
-            y = layouts.as_expected(y, self.out_dtype(x.dtype), self._comes_out_channels_last(x))
-            return y.squeeze(2) if self.rank == 1 else y
         channels_last = weight_is_channels_last or self._comes_out_channels_last(x)
+        if isinstance(packed, (first_kernel.PackedConvolution, last_kernel.PackedLayer)):
+            bias = None if bias is None else bias.float()
+            post_op = self.followers.form.post_op or "none"
+            if isinstance(packed, last_kernel.PackedLayer):
+                y = last_kernel.layer(image, packed, bias, post_op=post_op, out_dtype=dtype)
+            else:
+                y = first_kernel.convolution(image, packed, bias, post_op=post_op)
+            y = layouts.as_expected(y, self.out_dtype(x.dtype), channels_last)
+            return y.squeeze(2) if self.rank == 1 else y
         source = transpose.to_channels_last(image, dtype)
         form = self.followers.form
         tail = (form.attribute, list(form.scalars), form.algorithm)
