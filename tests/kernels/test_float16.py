@@ -16,13 +16,7 @@ from slipstream.kernels.channels_last.convolution_last import convolution_last, 
 LIMIT = 8e-3
 INF, NAN = float("inf"), float("nan")
 
-
-@pytest.fixture(autouse=True)
-def float16_level():
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
-    with native.level(native.FLOAT16):
-        yield
+pytestmark = pytest.mark.usefixtures("float16_level")
 
 
 def error(actual, expected):

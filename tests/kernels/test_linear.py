@@ -325,14 +325,6 @@ def test_a_part_that_is_none(rows):
         L.part(L.pack(torch.randn(100, 4), dtype=torch.float32), *rows)
 
 
-@pytest.fixture
-def half_level():
-    if HALF not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
-    with native.level(HALF):
-        yield
-
-
 def half_error(x, weight):
     """Of products in float16, against float64, relative to the length of each row times that of each column of weights."""
     y = L.linear(x, L.pack(weight, dtype=torch.bfloat16), out_dtype=torch.float32)
@@ -340,7 +332,7 @@ def half_error(x, weight):
     return ((y.double() - x.double() @ weight.bfloat16().double().T).abs() / lengths.clamp_min(1e-300)).max().item()
 
 
-def test_weights_are_held_in_float16_where_they_fit(half_level):
+def test_weights_are_held_in_float16_where_they_fit(float16_level):
     weight = torch.rand(70, 40) - 0.5
     assert L.pack(weight, dtype=torch.bfloat16).data.dtype is torch.float16
     assert L.pack(weight, dtype=torch.bfloat16, float16=False).data.dtype is torch.bfloat16
@@ -358,7 +350,7 @@ def test_weights_are_held_in_float16_where_they_fit(half_level):
     rows=st.lists(st.integers(-80, 58), min_size=1, max_size=9), k=st.integers(1, 300),
     columns=st.lists(st.integers(-38, 38), min_size=1, max_size=40), seed=st.integers(0, 2**31),
 )  # fmt: skip
-def test_scales_of_rows_and_columns_do_not_matter_in_float16(half_level, rows, columns, k, seed):
+def test_scales_of_rows_and_columns_do_not_matter_in_float16(float16_level, rows, columns, k, seed):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(len(rows), k, generator=g) * torch.tensor(rows).double().exp2().float()[:, None]
     weight = torch.randn(len(columns), k, generator=g).bfloat16() * torch.tensor(columns).double().exp2().float()[:, None]
@@ -366,7 +358,7 @@ def test_scales_of_rows_and_columns_do_not_matter_in_float16(half_level, rows, c
 
 
 @pytest.mark.parametrize("k", [31, 64, 65, 768, 3000])
-def test_sums_of_like_signs_do_not_overflow_in_float16(half_level, k):
+def test_sums_of_like_signs_do_not_overflow_in_float16(float16_level, k):
     """The largest products that scaling allows, all of one sign; and an outlier beside what it must not swallow."""
     x, weight = torch.full((50, k), 1.99), torch.full((33, k), 1.99)
     assert half_error(x, weight) <= 2**-8
@@ -378,7 +370,7 @@ def test_sums_of_like_signs_do_not_overflow_in_float16(half_level, k):
     assert half_error(x, -weight) <= 2**-8
 
 
-def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
+def test_rows_that_do_not_fit_float16_are_multiplied_widened(float16_level):
     torch.manual_seed(5)
     weight = torch.randn(70, 45).bfloat16()
     packed = L.pack(weight, dtype=torch.bfloat16)
@@ -401,7 +393,7 @@ def test_rows_that_do_not_fit_float16_are_multiplied_widened(half_level):
 
 
 @pytest.mark.parametrize("exponent", [-60, -100, -124, -128])
-def test_small_rows_fit_float16(half_level, exponent):
+def test_small_rows_fit_float16(float16_level, exponent):
     """The last of them are denormal numbers; weights bring the results back into float32's range."""
     torch.manual_seed(8)
     weight = torch.randn(70, 45) * 2.0**30
@@ -412,7 +404,7 @@ def test_small_rows_fit_float16(half_level, exponent):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_tiny_column_of_weights_leaves_the_others_in_float16(half_level, dtype):
+def test_a_tiny_column_of_weights_leaves_the_others_in_float16(float16_level, dtype):
     """As batch normalization of a channel that training switched off leaves it; by itself it is of no weight."""
     torch.manual_seed(9)
     x, weight = torch.randn(60, 45), torch.randn(70, 45)
@@ -428,7 +420,7 @@ def test_a_tiny_column_of_weights_leaves_the_others_in_float16(half_level, dtype
     assert L.pack(weight * 1e-30, dtype=torch.bfloat16).data.dtype is torch.bfloat16
 
 
-def test_weights_in_float16_serve_other_levels(half_level):
+def test_weights_in_float16_serve_other_levels(float16_level):
     torch.manual_seed(6)
     x, weight = torch.randn(20, 50), torch.randn(70, 50).bfloat16()
     packed = L.pack(weight, dtype=torch.bfloat16)
@@ -439,7 +431,7 @@ def test_weights_in_float16_serve_other_levels(half_level):
         assert relative_error(y, expected.double()) <= (2e-3 if other == HALF else 1e-7)
 
 
-def test_float32_weights_keep_more_in_float16(half_level):
+def test_float32_weights_keep_more_in_float16(float16_level):
     torch.manual_seed(7)
     x, weight = torch.randn(40, 300), torch.randn(70, 300)
     weight[5] = 0

@@ -243,27 +243,21 @@ def test_native_checks_its_operands():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_in_float16_serve_other_levels(kind):
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
+def test_weights_in_float16_serve_other_levels(float16_level, kind):
     torch.manual_seed(8)
     module, x = layer(kind, 40, 50, 2, bidirectional=True, proj_size=20), torch.randn(7, 5, 40)
-    with native.level(native.FLOAT16):
-        made = packed(module, torch.bfloat16)
+    made = packed(module, torch.bfloat16)
     assert made.weights.dtype is torch.float16
     for level in native.levels():
         with native.level(level):
             check(recurrent(x, made), oracle(module, x), BOUND[torch.bfloat16])
 
 
-def test_one_weight_that_does_not_fit_float16_leaves_all_in_bfloat16():
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
+def test_one_weight_that_does_not_fit_float16_leaves_all_in_bfloat16(float16_level):
     torch.manual_seed(9)
     module, x = layer("lstm", 40, 50, 2), torch.randn(7, 5, 40)
     with torch.no_grad():
         module.weight_hh_l1[60, 3] = -(2.0**42)
-    with native.level(native.FLOAT16):
-        made = packed(module, torch.bfloat16)
-        assert made.weights.dtype is torch.bfloat16
-        check(recurrent(x, made), oracle(module, x), BOUND[torch.bfloat16])
+    made = packed(module, torch.bfloat16)
+    assert made.weights.dtype is torch.bfloat16
+    check(recurrent(x, made), oracle(module, x), BOUND[torch.bfloat16])

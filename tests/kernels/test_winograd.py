@@ -186,17 +186,9 @@ def test_bad_input_names_the_argument():
         convolution_3x3(x, packed, residual=torch.randn(1, 4, 5, 5))
 
 
-@pytest.fixture
-def half_level():
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
-    with native.level(native.FLOAT16):
-        yield
-
-
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize(("ins", "outs", "size"), [(64, 64, 14), (512, 48, 7), (96, 130, 9), (600, 16, 5), (33, 33, 1)])
-def test_layers_of_real_networks_in_float16(half_level, tile, ins, outs, size):
+def test_layers_of_real_networks_in_float16(float16_level, tile, ins, outs, size):
     """With activations as a relu leaves them, too: all of one sign, whose sums are the largest."""
     torch.manual_seed(0)
     weight = torch.randn(outs, ins, 3, 3)
@@ -209,7 +201,7 @@ def test_layers_of_real_networks_in_float16(half_level, tile, ins, outs, size):
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_the_largest_transformed_values_do_not_overflow_in_float16(half_level, tile):
+def test_the_largest_transformed_values_do_not_overflow_in_float16(float16_level, tile):
     """Pixels of the signs that add up: sums of a transform are as large as they can be somewhere, and all channels agree, in
     what is lost too."""
     torch.manual_seed(11)
@@ -220,7 +212,7 @@ def test_the_largest_transformed_values_do_not_overflow_in_float16(half_level, t
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_threads_and_batch_change_no_bit_in_float16(half_level, tile):
+def test_threads_and_batch_change_no_bit_in_float16(float16_level, tile):
     torch.manual_seed(3)
     x, weight = torch.randn(5, 70, 13, 14), torch.randn(100, 70, 3, 3)
     packed = pack(weight, dtype=torch.bfloat16, tile=tile)
@@ -236,7 +228,7 @@ def test_threads_and_batch_change_no_bit_in_float16(half_level, tile):
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_weights_in_float16_serve_other_levels(half_level, tile):
+def test_weights_in_float16_serve_other_levels(float16_level, tile):
     torch.manual_seed(8)
     x, weight = torch.randn(2, 21, 9, 13), torch.randn(70, 21, 3, 3)
     packed = pack(weight, dtype=torch.bfloat16, tile=tile)
@@ -247,7 +239,7 @@ def test_weights_in_float16_serve_other_levels(half_level, tile):
 
 
 @pytest.mark.parametrize(("tile", "instead"), [(2, torch.bfloat16), (4, torch.float32)])
-def test_weights_that_do_not_fit_float16_are_packed_otherwise(half_level, tile, instead):
+def test_weights_that_do_not_fit_float16_are_packed_otherwise(float16_level, tile, instead):
     torch.manual_seed(9)
     x, weight = torch.randn(2, 20, 9, 13), torch.randn(70, 20, 3, 3)
     weight[65] *= 2.0**50
@@ -260,7 +252,7 @@ def test_weights_that_do_not_fit_float16_are_packed_otherwise(half_level, tile, 
 
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("bad", [2.0**70, float("inf")])
-def test_an_image_that_does_not_fit_float16_is_convolved_widened(half_level, tile, bad):
+def test_an_image_that_does_not_fit_float16_is_convolved_widened(float16_level, tile, bad):
     torch.manual_seed(10)
     x, weight = torch.randn(3, 20, 9, 13), torch.randn(70, 20, 3, 3)
     packed = pack(weight, dtype=torch.bfloat16, tile=tile)
