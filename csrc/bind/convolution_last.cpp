@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // slipstream::convolution_last: direct convolution of any stride, dilation and groups, channels last on both sides.
+#include <algorithm>
 #include <optional>
 
 #include "../isa/level.h"
@@ -122,16 +123,19 @@ void run_images(const ConvolutionLastCall& call, int64_t batch, int64_t groups) 
 std::unique_ptr<HalfScale[]> scale_rows(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   const auto largest_magnitude = table().largest_magnitude;
   const Images& x = call.x;
-  const int64_t channels = call.in_channels * groups, in_run = call.channel != 1 ? call.width : channels;
-  const bool dense = call.channel == 1 && x.pixel == channels;
-  const int64_t runs = dense ? 1 : call.channel != 1 ? channels : call.width, apart = call.channel != 1 ? call.channel : x.pixel;
-  return scale_pieces(batch, call.height, 0, [&](int64_t image, int64_t row) {
-    const int64_t at = image * x.image + row * x.row;
+  const int64_t channels = call.in_channels * groups;
+  // What lies side by side in a row of an image: a channel's pixels, all of the row, or a pixel's channels.
+  struct Runs {
+    int64_t count, apart, size;
+  };
+  const Runs runs = call.channel != 1     ? Runs{channels, call.channel, call.width}
+                    : x.pixel == channels ? Runs{1, 0, call.width * channels}
+                                          : Runs{call.width, x.pixel, channels};
+  return scale_pieces(batch, call.height, call.width * channels, 0, [&](int64_t image, int64_t row) {
     uint32_t largest = 0;
-    for (int64_t i = 0; i < runs; ++i) {
-      const int64_t begin = at + i * apart;
-      const uint32_t of_run = largest_magnitude(x.data, x.type, begin, begin + (dense ? call.width * channels : in_run));
-      largest = of_run > largest ? of_run : largest;
+    for (int64_t i = 0; i < runs.count; ++i) {
+      const int64_t begin = image * x.image + row * x.row + i * runs.apart;
+      largest = std::max(largest, largest_magnitude(x.data, x.type, begin, begin + runs.size));
     }
     return largest;
   });

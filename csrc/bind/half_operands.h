@@ -13,13 +13,16 @@
 
 namespace slipstream {
 
-// The scales of `count` images of so many pieces each, whose values are added up by up to 2^bits of them before they are rounded;
-// zeros for those that do not fit. magnitude_of(image, piece): the largest, as bits.
+// Elements whose largest is found in the time that waking a thread takes, or longer where they come from memory.
+constexpr int64_t kScannedByAThread = 1 << 17;
+
+// The scales of `count` images of so many pieces of `size` elements each, whose values are added up by up to 2^bits of them before they
+// are rounded; zeros for those that do not fit. magnitude_of(image, piece): the largest, as bits.
 template <typename MagnitudeOf>
-std::unique_ptr<HalfScale[]> scale_pieces(int64_t count, int64_t pieces, int bits, const MagnitudeOf& magnitude_of) {
+std::unique_ptr<HalfScale[]> scale_pieces(int64_t count, int64_t pieces, int64_t size, int bits, const MagnitudeOf& magnitude_of) {
   auto largest = std::make_unique<std::atomic<uint32_t>[]>(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) largest[i] = 0;
-  torch::stable::parallel_for(0, count * pieces, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count * pieces, 1 + kScannedByAThread / (size + 1), [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       std::atomic<uint32_t>& of_image = largest[piece / pieces];
       const uint32_t found = magnitude_of(piece / pieces, piece % pieces);
@@ -40,7 +43,7 @@ std::unique_ptr<HalfScale[]> scale_pieces(int64_t count, int64_t pieces, int bit
 inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type, int64_t count, int64_t size, int bits) {
   constexpr int64_t kChunk = 1 << 16;  // elements that are read at a time
   const auto largest_magnitude = table().largest_magnitude;
-  return scale_pieces(count, (size + kChunk - 1) / kChunk, bits, [&](int64_t image, int64_t chunk) {
+  return scale_pieces(count, (size + kChunk - 1) / kChunk, kChunk, bits, [&](int64_t image, int64_t chunk) {
     const int64_t first = chunk * kChunk, last = first + kChunk < size ? first + kChunk : size;
     return largest_magnitude(x, type, image * size + first, image * size + last);
   });
