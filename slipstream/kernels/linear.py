@@ -42,7 +42,7 @@ from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
     "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "check_parts",
-    "has_tiles", "in_words", "join", "linear", "pack", "pack_alike", "part", "plain_linear", "plain_product", "split",
+    "has_tiles", "in_words", "join", "linear", "pack", "pack_in_a_row", "part", "plain_linear", "plain_product", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -102,12 +102,17 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: b
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
 
 
-def pack_alike(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> list[torch.Tensor]:
-    """The data of each weight's pack, one dtype for all, so that they can lie in one tensor: float16 where it fits all."""
+def pack_in_a_row(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> torch.Tensor:
+    """The data of each weight's pack, one behind the other: in float16 where it fits all of them."""
     packs = [pack(weight, dtype=dtype, parts=parts).data for weight in weights]
     if any(packed.dtype is not packs[0].dtype for packed in packs):
         packs = [pack(weight, dtype=dtype, parts=parts, float16=False).data for weight in weights]
-    return packs
+    return _in_a_row(packs)
+
+
+def _in_a_row(packs: Sequence[torch.Tensor]) -> torch.Tensor:
+    words = torch.int32 if packs[0].itemsize == 4 else torch.int16
+    return torch.cat([packed.view(words) for packed in packs]).view(packs[0].dtype)  # autocast would convert them
 
 
 def check_parts(parts: int, dtype: torch.dtype) -> None:
@@ -127,8 +132,7 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
             raise UsageError.of("parts", f"of k {part.k} in {part.dtype}", f"the first has k {first.k}, {first.dtype}")
     if any(part.n % PANEL for part in parts[:-1]):
         raise UsageError.of("parts", [part.n for part in parts], f"n of all but the last has to be a multiple of {PANEL}")
-    words = torch.int32 if first.data.itemsize == 4 else torch.int16
-    data = torch.cat([part.data.view(words) for part in parts]).view(first.data.dtype)  # autocast would convert them
+    data = _in_a_row([part.data for part in parts])
     views = [
         PackedLinear(view, part.n, part.k, part.dtype, part.native, part.parts)
         for part, view in zip(parts, data.split([part.data.shape[0] for part in parts]), strict=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from slipstream.errors import UsageError
 from slipstream.kernels import native
-from slipstream.kernels.linear import pack_alike
+from slipstream.kernels.linear import pack_in_a_row
 from slipstream.kernels.operands import check_dtypes, refuse_gradients
 
 KINDS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -86,7 +86,7 @@ def pack(
             plain = tuple(tuple(_rounded(tensor, dtype) for tensor in cell) for cell in cells)
             return PackedRecurrent(kind, *sizes, dtype, None, None, plain)
         matrices = [matrix for cell in cells for matrix in _matrices(kind, cell)]
-        data, biases = torch.cat(pack_alike(matrices, dtype=dtype)), torch.cat([_biases(kind, cell) for cell in cells])
+        data, biases = pack_in_a_row(matrices, dtype=dtype), torch.cat([_biases(kind, cell) for cell in cells])
     return PackedRecurrent(kind, *sizes, dtype, data, biases)
 
 

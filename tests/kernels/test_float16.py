@@ -157,3 +157,12 @@ def test_convolutions_packed_in_float16_serve_other_levels(groups):
     for level in native.levels():
         with native.level(level):
             assert error(convolution_last(x, packed), F.conv2d(x.double(), weight.double(), groups=groups)) <= 4e-3
+
+
+def test_packing_inside_autocast_changes_nothing():
+    _, weight, how = layer("pixels")
+    packed = pack(weight, dtype=torch.bfloat16, **how)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = pack(weight, dtype=torch.bfloat16, **how)
+    assert inside.data.dtype is torch.float16
+    assert torch.equal(inside.data.view(torch.int16), packed.data.view(torch.int16))

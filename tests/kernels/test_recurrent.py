@@ -261,3 +261,12 @@ def test_one_weight_that_does_not_fit_float16_leaves_all_in_bfloat16(float16_lev
     made = packed(module, torch.bfloat16)
     assert made.weights.dtype is torch.bfloat16
     check(recurrent(x, made), oracle(module, x), BOUND[torch.bfloat16])
+
+
+def test_packing_inside_autocast_changes_nothing(level):
+    torch.manual_seed(10)
+    module, x = layer("lstm", 40, 50, 2), torch.randn(7, 5, 40)
+    expected = recurrent(x, packed(module, torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = packed(module, torch.bfloat16)
+    assert all(torch.equal(*pair) for pair in zip(recurrent(x, inside), expected, strict=True))

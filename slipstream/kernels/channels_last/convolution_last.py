@@ -20,7 +20,7 @@ from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.depthwise import channels_innermost
 from slipstream.kernels.convolution import PackedConvolution
-from slipstream.kernels.linear import check_parts, pack_alike, plain_product
+from slipstream.kernels.linear import check_parts, pack_in_a_row, plain_product
 from slipstream.kernels.operands import check_dtypes, check_image, refuse_gradients
 from slipstream.kernels.post_op import code_of, finished
 
@@ -72,7 +72,7 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int
     if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
     of_groups = rows.flatten(1).chunk(groups)
-    return torch.cat(pack_alike(of_groups, dtype=dtype, parts=parts))
+    return pack_in_a_row(of_groups, dtype=dtype, parts=parts)
 
 
 def convolution_last(
