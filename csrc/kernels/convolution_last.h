@@ -112,14 +112,15 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
       call, plan.image, plan.scratch, kStripCut, part.m_begin, part.m_end, scratch,
       [&](const Stretch<X>* stretches, int64_t stretch_count) {
         for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+          const uint8_t* w = weight + panel * call.panel_bytes();
           for (int64_t s = 0; s < stretch_count; ++s) {
             const Stretch<X>& stretch = stretches[s];
-            const uint8_t* w = weight + panel * call.panel_bytes();
             StripsOfRuns<step>::of[stretch.count - 1](stretch.x, plan.image.position, w, runs, count, sums);
 #ifdef SLIPSTREAM_HALF
             if constexpr (kPutsBack<step>) {
               float back[kStripRows];
-              for (float& of_row : back) of_row = back_of_image<step>(call, stretch.pixel / (call.out_height * call.out_width));
+              const float of_image = back_of_image<step>(call.half, stretch.pixel / (call.out_height * call.out_width));
+              for (float& of_row : back) of_row = of_image;
               put_back(sums, stretch.count, back, back_of_columns(call, panel));
             }
 #endif

@@ -28,9 +28,9 @@ SLIPSTREAM_INLINE Vec scaled_into<Half>(Vec v, float scale) {
 
 // What products of an image are put back by, and behind a panel those of its columns.
 template <Step step>
-float back_of_image([[maybe_unused]] const ConvolutionLastCall& call, [[maybe_unused]] int64_t image) {
+float back_of_image([[maybe_unused]] const HalfScale* images, [[maybe_unused]] int64_t image) {
 #ifdef SLIPSTREAM_HALF
-  if constexpr (step == Step::half) return call.half[image].back;
+  if constexpr (step == Step::half) return images[image].back;
   if constexpr (step == Step::widen_half) return kWidenedBack;
 #endif
   return 1;

@@ -282,7 +282,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
   const StripOfLines<step>* one = strips_of_lines<step, 1>(linear, bounded);
   const int64_t panel_bytes = call.panel_bytes(), row_bytes = call.row_bytes();
   const uint8_t* weight = static_cast<const uint8_t*>(linear.weight) + lines.first() * row_bytes;
-  end.back = back_of_image<step>(call, row / call.out_height);
+  end.back = back_of_image<step>(call.half, row / call.out_height);
   const int64_t strips = (call.out_width + kStripRows - 1) / kStripRows, stop = part.m_end * call.out_width;
   const int64_t y_bytes = linear.y_stride * (linear.y_type == ElementType::float32 ? 4 : 2);
   const bool whole_rows = (part.panel_end - part.panel_begin) * kPanelColumns >= linear.n;

@@ -233,11 +233,9 @@ void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch
     } else {
       transform_tiles<tile, step>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
     }
-#ifdef SLIPSTREAM_HALF
     if constexpr (kPutsBack<step>) {
-      for (int64_t t = 0; t < tiles; ++t) back[t] = call.half ? call.half[place_of(call, m + t).image].back : kWidenedBack;
+      for (int64_t t = 0; t < tiles; ++t) back[t] = back_of_image<step>(call.half, place_of(call, m + t).image);
     }
-#endif
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       multiply_points<step>(call, block, tiles, panel, input, back, sums);
       with_post_op(call.post_op, [&](auto op) {

@@ -26,12 +26,3 @@ def level(request):
         return
     with native.level(request.param), native.blocks_for_cache(CACHE):
         yield request.param
-
-
-@pytest.fixture
-def float16_level():
-    """The level that multiplies bfloat16 as float16."""
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
-    with native.level(native.FLOAT16):
-        yield

@@ -148,14 +148,6 @@ def test_one_model(tiles, always_faster, set_precision):
     assert 1e-7 < error(model(x), wanted) < 1e-5
 
 
-@pytest.fixture
-def float16_level():
-    if native.FLOAT16 not in native.levels():
-        pytest.skip("this machine has no AVX512_FP16")
-    with native.level(native.FLOAT16):
-        yield
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["medium", "float16"])
 def test_medium_and_dtype_float16_where_float16_is_fast(engine, float16_level, set_precision, how):

@@ -64,9 +64,8 @@ def layer(
     that is multiplied. y is ``out_dtype`` or x's dtype. Raises UsageError and RuntimeError as the kernel does.
     """
     dtype = x.dtype if out_dtype is None else out_dtype
-    if isinstance(packed.packed, PackedConvolution) and direct_kernel.in_planes(x):
-        return direct_kernel.convolution_last(x, packed.packed, bias, post_op=post_op, out_dtype=dtype)
-    image = x if x.dim() == 4 and x.stride(1) == 1 else to_channels_last(x, packed.dtype)
+    planes = isinstance(packed.packed, PackedConvolution) and direct_kernel.in_planes(x)
+    image = x if planes or (x.dim() == 4 and x.stride(1) == 1) else to_channels_last(x, packed.dtype)
     if isinstance(packed.packed, PackedConvolution):
         return direct_kernel.convolution_last(image, packed.packed, bias, post_op=post_op, out_dtype=dtype)
     if isinstance(packed.packed, depthwise_kernel.PackedDepthwise):
