@@ -40,14 +40,17 @@ def compiled_probe() -> pathlib.Path | None:
     return BINARY
 
 
-def measure(threads: int, *, seconds: float = 1.0) -> list[Figures]:
-    """The figures for one thread and for ``threads``; an empty list where the probe cannot be compiled."""
+def measure(threads: int, *, seconds: float = 1.0, level: str | None = None) -> list[Figures]:
+    """The figures for one thread and for ``threads``, by no instructions beyond those of ``level`` (None: of any).
+
+    An empty list where the probe cannot be compiled.
+    """
     probe = compiled_probe()
     if probe is None:
         return []
-    counts = sorted({1, threads})
+    counts, held = sorted({1, threads}), [level] if level else []
     outputs = [
-        subprocess.run([str(probe), str(count), str(seconds)], check=True, capture_output=True, text=True).stdout
+        subprocess.run([str(probe), str(count), str(seconds), *held], check=True, capture_output=True, text=True).stdout
         for count in counts
     ]
     return [json.loads(output) for output in outputs]

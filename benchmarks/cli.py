@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from benchmarks import options
+from benchmarks import instruction_sets, options
 from slipstream.errors import MissingDependency, UsageError
 
 
@@ -53,6 +54,8 @@ def parser() -> OneLineParser:
     write_up = acts.add_parser("write-up", help="what --json wrote, as Markdown on stdout")
     for name in ("demo", "zoo", "kernels"):
         write_up.add_argument(f"--{name}", metavar="FILE")
+    for act in (zoo, kernels):
+        act.add_argument("--isa", metavar="LEVEL", help="hold everybody to a lower level's instructions, such as avx2")
     for act in (zoo, kernels, instances):
         act.add_argument("--threads", type=int, help="default: one for each CPU that may be used")
     for act in (demo, zoo, kernels, instances):
@@ -74,19 +77,29 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
+def _hold(level: str | None) -> None:
+    """For this process, before it loads torch, and for those that it starts."""
+    if level is not None:
+        os.environ.update(instruction_sets.held_to(level))
+
+
 def _act(flags: argparse.Namespace) -> int:
     if flags.act == "demo":
         from benchmarks import demo
 
         return demo.run(options.demo(flags))
     if flags.act == "zoo":
+        chosen = options.zoo(flags)
+        _hold(chosen.isa)
         from benchmarks import zoo
 
-        return zoo.run(options.zoo(flags))
+        return zoo.run(chosen)
     if flags.act == "kernels":
+        measured = options.kernels(flags)
+        _hold(measured.isa)
         from benchmarks import kernels
 
-        return kernels.run(options.kernels(flags))
+        return kernels.run(measured)
     if flags.act == "instances":
         from benchmarks import instances
 

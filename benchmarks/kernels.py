@@ -59,7 +59,7 @@ def run(options: KernelOptions) -> int:
     """Measure, print, write; 1 where ours gives a wrong result."""
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    facts, figures = machine.describe(), ceilings.measure(options.threads)
+    facts, figures = machine.describe(options.isa), ceilings.measure(options.threads, level=options.isa)
     tables.show_machine(facts, figures)
     sizes = list(dict.fromkeys(itertools.chain.from_iterable(SHAPES[model] for model in options.models)))
     dtypes = [getattr(torch, name) for name in options.dtypes]

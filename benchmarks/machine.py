@@ -29,8 +29,8 @@ def features_in(cpuinfo: str) -> tuple[list[str], list[str]]:
     return there, [name for _, name in FEATURES if name not in there]
 
 
-def describe() -> dict[str, Any]:
-    """Plain values for the head of a table and for JSON."""
+def describe(held_to: str | None = None) -> dict[str, Any]:
+    """Plain values for the head of a table and for JSON. ``held_to`` is the level that everybody was held to, if any."""
     there, absent = features_in(pathlib.Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -42,15 +42,17 @@ def describe() -> dict[str, Any]:
         "torch": _version("torch"),
         "transformers": _version("transformers"),
         "kernels": _kernel_level(),
+        "held_to": held_to,
     }
 
 
 def in_words(facts: dict[str, Any]) -> str:
     """One line."""
+    held = f"; everybody held to the instructions of {level}" if (level := facts.get("held_to")) else ""
     return (
         f"{facts['cpus']} CPUs with {', '.join(facts['features']) or 'no vector instructions'} "
         f"(without {', '.join(facts['not_there']) or 'nothing'}), {facts['memory_gb']} GB; Python {facts['python']}, "
-        f"torch {facts['torch']}, transformers {facts['transformers']}; {facts['kernels']}"
+        f"torch {facts['torch']}, transformers {facts['transformers']}; {facts['kernels']}{held}"
     )
 
 

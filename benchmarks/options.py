@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from benchmarks import instruction_sets
 from benchmarks.contest import contestants
 from slipstream.errors import UsageError
 
@@ -29,7 +30,10 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class ZooOptions:
-    """What to run, for how long, and where to leave it. ``seconds`` is for one contestant in one round."""
+    """What to run, for how long, and where to leave it. ``seconds`` is for one contestant in one round.
+
+    ``isa`` is the level whose instructions every contestant is held to; None where all may use what the machine has.
+    """
 
     models: tuple[str, ...] = MODELS
     modes: tuple[str, ...] = contestants.DEFAULT
@@ -37,6 +41,7 @@ class ZooOptions:
     seconds: float = 1.5
     threads: int = field(default_factory=contestants.usable_threads)
     interpreters: dict[str, str] = field(default_factory=dict)
+    isa: str | None = None
     json: pathlib.Path | None = None
     picture: pathlib.Path | None = None
 
@@ -57,6 +62,7 @@ class KernelOptions:
     families: tuple[str, ...] = FAMILIES
     rounds: int = 5
     threads: int = field(default_factory=contestants.usable_threads)
+    isa: str | None = None
     json: pathlib.Path | None = None
 
 
@@ -98,6 +104,7 @@ def zoo(flags: argparse.Namespace) -> ZooOptions:
         seconds=_positive("--seconds", flags.seconds),
         threads=_threads(flags.threads),
         interpreters=interpreters,
+        isa=_held(flags.isa),
         json=_writable("--json", flags.json),
         picture=_writable("--picture", flags.picture, suffix=".svg"),
     )
@@ -121,6 +128,7 @@ def kernels(flags: argparse.Namespace) -> KernelOptions:
         families=_chosen("--families", flags.families, FAMILIES) or FAMILIES,
         rounds=_at_least_one("--rounds", flags.rounds),
         threads=_threads(flags.threads),
+        isa=_held(flags.isa),
         json=_writable("--json", flags.json),
     )
 
@@ -143,6 +151,12 @@ def _chosen(flag: str, text: str | None, allowed: Iterable[str]) -> tuple[str, .
         if name not in allowed:
             raise UsageError.of(flag, name, allowed)
     return tuple(names)
+
+
+def _held(level: str | None) -> str | None:
+    if level is not None and level not in (allowed := instruction_sets.available()):
+        raise UsageError.of("--isa", level, allowed)
+    return level
 
 
 def _row_counts(flag: str, text: str) -> tuple[int, ...]:

@@ -30,8 +30,8 @@ Row = dict[str, Any]
 def run(options: ZooOptions) -> int:
     """Measure, then print and write; 1 where something of ours failed or is wrong."""
     report: dict[str, Any] = {
-        "machine": machine.describe(),
-        "ceilings": ceilings.measure(options.threads),
+        "machine": machine.describe(options.isa),
+        "ceilings": ceilings.measure(options.threads, level=options.isa),
         "settings": {"threads": options.threads, "rounds": options.rounds, "seconds": options.seconds},
         "rows": [],
     }

@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -262,12 +263,14 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 0;
   const double seconds = argc > 2 ? std::atof(argv[2]) : 1.0;
   if (threads < 1 || !(seconds > 0)) {
-    std::fprintf(stderr, "usage: probe THREADS [SECONDS]\n");
+    std::fprintf(stderr, "usage: probe THREADS [SECONDS [avx2|avx512|avx512_vnni|avx512_bf16|avx512_fp16]]\n");
     return 2;
   }
+  const std::string_view most = argc > 3 ? argv[3] : "";  // as on a processor that has no more than this
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f"), bf16 = __builtin_cpu_supports("avx512bf16");
-  const bool amx = has_amx_bf16();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && most != "avx2";
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && most != "avx512" && most != "avx512_vnni";
+  const bool half = bf16 && has_float16() && most.substr(0, 11) != "avx512_bf16", amx = most.empty() && has_amx_bf16();
   const auto rate = [&](float (*body)()) { return best_rate(threads, seconds, [&](int) { return Body(body); }); };
   const auto tile_rate = [&](float (*body)(char*)) {
     return best_rate(threads, seconds, [&](int) {
@@ -281,7 +284,6 @@ int main(int argc, char** argv) {
   std::printf("{\"threads\": %d", threads);
   const double fma = avx512 ? 16 * rate(fma_avx512) : avx2 ? 8 * rate(fma_avx2) : 0;
   print_figure("fma_float32_tflops", avx2 || avx512, fma * vector_call);
-  const bool half = has_float16();
   print_figure("fma_float16_tflops", half, half ? 32 * rate(fma_float16) * vector_call : 0);
   print_figure("dot_bfloat16_tflops", bf16, bf16 ? 32 * rate(dot_bf16) * vector_call : 0);
   print_figure("amx_bfloat16_tflops", amx, amx ? tile_rate(tiles_in_registers) * tile_call : 0);

@@ -24,6 +24,8 @@ WRONG = [
     ["zoo", "--json", "/nowhere/at/all.json"],
     ["zoo", "--picture", "bars.png"],
     ["zoo", "--speed"],
+    ["zoo", "--isa", "avx3"],
+    ["kernels", "--isa", "amx"],
     ["demo", "--examples", "poetry"],
     ["demo", "--rounds", "-3"],
     ["kernels", "--dtypes", "float64"],

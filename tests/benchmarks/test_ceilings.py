@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import ceilings, machine
+from benchmarks import ceilings, instruction_sets, machine
 
 CPUINFO = pathlib.Path("/proc/cpuinfo").read_text()
 
@@ -24,6 +24,15 @@ def test_figures_are_there_for_exactly_what_the_processor_has():
     assert (figures[0]["dot_bfloat16_tflops"] is not None) == ("AVX-512 BF16" in there)
     if "AMX BF16" not in there:  # where it is there, the kernel may still refuse it
         assert figures[0]["amx_bfloat16_tflops"] is None and figures[0]["amx_bfloat16_fed_tflops"] is None
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_no_figures_beyond_the_level_that_is_asked_for():
+    measured = {level: ceilings.measure(1, seconds=0.05, level=level)[0] for level in instruction_sets.available()}
+    for level, figures in measured.items():
+        assert figures["fma_float32_tflops"] is not None and figures["amx_bfloat16_tflops"] is None
+        assert (figures["dot_bfloat16_tflops"] is not None) == level.startswith(("avx512_bf16", "avx512_fp16"))
+        assert (figures["fma_float16_tflops"] is not None) == (level == "avx512_fp16")
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
