@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "../isa/level.h"
 #include "element.h"
@@ -49,42 +50,53 @@ inline std::unique_ptr<HalfScale[]> scale_images(const void* x, ElementType type
   });
 }
 
-// A packed panel of depth k as one of float16 (kernels/linear.h). False where it does not fit.
+// How the level wants weights scaled, if it does.
+inline std::optional<ElementType> scaled_type() {
+  if (table().fit_panel) return ElementType::float16;
+  if (table().fit_panel_int16) return ElementType::int16;
+  return std::nullopt;
+}
+
+// A packed panel of depth k as one of scaled_type() (kernels/linear.h). False where it does not fit.
 inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uint8_t* to) {
   const int64_t depth = packed_depth(ElementType::float16, k);
   float* back = reinterpret_cast<float*>(to + depth * kPanelColumns * 2);
+  if (table().fit_panel_int16) return table().fit_panel_int16(panel, type, k, to, back);
   if (type == ElementType::bfloat16) return table().fit_panel(static_cast<const uint8_t*>(panel), depth / 2, to, back);
   return table().fit_panel_of_floats(static_cast<const float*>(panel), k, to, back);
 }
 
-// Panels of float16, for a level that does not multiply it: take(panel, element, value) has each number at its place in a panel of
+// Scaled panels, for a level that multiplies no such: take(panel, element, value) has each number at its place in a panel of
 // bfloat16.
 template <typename Take>
-void for_each_widened(const uint16_t* from, int64_t panels, int64_t k, const Take& take) {
+void for_each_widened(const uint16_t* from, ElementType type, int64_t panels, int64_t k, const Take& take) {
+  const bool integers = type == ElementType::int16;
   const int64_t size = panel_size(ElementType::bfloat16, k);
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const uint16_t* panel = from + p * panel_size(ElementType::float16, k);
       const float* back = reinterpret_cast<const float*>(panel + size);
       for (int64_t i = 0; i < size; ++i) {
-        take(p, i, half_to_float(panel[i]) * (back[i / 2 % kPanelColumns] * std::ldexp(1.f, kHalfExponent / 2)));
+        const float of_column = back[i / 2 % kPanelColumns];
+        take(p, i, integers ? static_cast<float>(static_cast<int16_t>(panel[i])) * of_column
+                            : half_to_float(panel[i]) * (of_column * std::ldexp(1.f, kHalfExponent / 2)));
       }
     }
   });
 }
 
-// A weight packed as float16 as one of bfloat16.
-inline void widen_packed(const uint16_t* from, int64_t n, int64_t k, uint16_t* to) {
+// A scaled weight as one of bfloat16.
+inline void widen_packed(const uint16_t* from, ElementType type, int64_t n, int64_t k, uint16_t* to) {
   const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns, size = panel_size(ElementType::bfloat16, k);
-  for_each_widened(from, panels, k, [&](int64_t p, int64_t i, float value) { to[p * size + i] = to_bfloat16(value); });
+  for_each_widened(from, type, panels, k, [&](int64_t p, int64_t i, float value) { to[p * size + i] = to_bfloat16(value); });
 }
 
 // A weight of packed panels of depth k as the level multiplies it: itself, or widened, and then its type is another.
 inline Tensor take_panels(const Tensor& packed, int64_t n, int64_t k, ElementType& type) {
-  if (type != ElementType::float16 || table().fit_panel) return packed;
+  if (!is_scaled(type) || scaled_type() == type) return packed;
+  Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);
+  widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), type, n, k, static_cast<uint16_t*>(widened.data_ptr()));
   type = ElementType::bfloat16;
-  Tensor widened = empty({packed_size(type, n, k)}, ScalarType::BFloat16);
-  widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), n, k, static_cast<uint16_t*>(widened.data_ptr()));
   return widened;
 }
 

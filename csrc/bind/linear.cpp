@@ -101,10 +101,10 @@ Tensor pack_as(const Rows& rows, int64_t n, int64_t k, ElementType type, int64_t
   return packed;
 }
 
-// weight [n, k] -> packed as float16, 1-D; nothing where a panel does not fit.
-std::optional<Tensor> pack_fitted(const Rows& rows, int64_t n, int64_t k) {
-  const int64_t from_bytes = panel_size(rows.type, k) * element_size(rows.type), to_bytes = panel_size(ElementType::float16, k) * 2;
-  Tensor packed = empty({packed_size(ElementType::float16, n, k)}, ScalarType::Half);
+// weight [n, k] -> packed and scaled, 1-D; nothing where a panel does not fit.
+std::optional<Tensor> pack_scaled(const Rows& rows, int64_t n, int64_t k, ElementType type) {
+  const int64_t from_bytes = panel_size(rows.type, k) * element_size(rows.type), to_bytes = panel_size(type, k) * 2;
+  Tensor packed = empty({packed_size(type, n, k)}, scalar_type(type));
   uint8_t* to = static_cast<uint8_t*>(packed.data_ptr());
   std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, round_up(n, kPanelColumns) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
@@ -120,8 +120,9 @@ std::optional<Tensor> pack_fitted(const Rows& rows, int64_t n, int64_t k) {
 }
 
 // weight [n, k] float32 or bfloat16 -> packed, 1-D, of the type asked for, or with more parts than one in that many of bfloat16
-// (layout: kernels/linear.h). With float16, it becomes that instead of bfloat16 where the level multiplies it and the weight fits.
-Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool float16) {
+// (layout: kernels/linear.h). With scaled, instead of bfloat16 it becomes what the level multiplies scaled, if anything, where the
+// weight fits.
+Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool scaled) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight: not a matrix [out_features, in_features]");
   STD_TORCH_CHECK(parts >= 1 && parts <= 3 && (bfloat16 || parts == 1), "parts: not 1, 2 or 3 of bfloat16, or 1 of float32");
   Tensor holder;
@@ -129,8 +130,9 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool floa
   const Rows rows = as_rows(weight, "weight", holder, n);
   const int64_t k = weight.size(1);
   n = weight.size(0);
-  if (float16 && bfloat16 && parts == 1 && table().fit_panel) {
-    if (std::optional<Tensor> fitted = pack_fitted(rows, n, k)) return *fitted;
+  const std::optional<ElementType> type = scaled_type();
+  if (scaled && bfloat16 && parts == 1 && type) {
+    if (std::optional<Tensor> fitted = pack_scaled(rows, n, k, *type)) return *fitted;
   }
   return pack_as(rows, n, k, bfloat16 ? ElementType::bfloat16 : ElementType::float32, parts);
 }
@@ -204,7 +206,7 @@ void run_linear(const LinearCall& call) {
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
-  library.def("pack_linear(Tensor weight, bool bfloat16, int parts=1, bool float16=False) -> Tensor");
+  library.def("pack_linear(Tensor weight, bool bfloat16, int parts=1, bool scaled=False) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor packed, int n, int k, Tensor? bias, int post_op, Tensor? multiplier, Tensor? residual, "
       "bool bfloat16_out, bool residual_first=False) -> Tensor");

@@ -305,16 +305,16 @@ void for_each_weight(const Shape& shape, const Visit& visit) {
   }
 }
 
-// Weights of float16 as bfloat16, for a level that does not multiply float16.
-Tensor widen_weights(const Tensor& weights, const Shape& shape) {
+// Scaled weights as bfloat16, for a level that does not multiply them.
+Tensor widen_weights(const Tensor& weights, ElementType type, const Shape& shape) {
   int64_t elements = 0;
   for_each_weight(shape, [&](int64_t n, int64_t k) { elements += packed_size(ElementType::bfloat16, n, k); });
   Tensor widened = empty({elements}, ScalarType::BFloat16);
   const uint16_t* from = static_cast<const uint16_t*>(weights.data_ptr());
   uint16_t* to = static_cast<uint16_t*>(widened.data_ptr());
   for_each_weight(shape, [&](int64_t n, int64_t k) {
-    widen_packed(from, n, k, to);
-    from += packed_size(ElementType::float16, n, k);
+    widen_packed(from, type, n, k, to);
+    from += packed_size(type, n, k);
     to += packed_size(ElementType::bfloat16, n, k);
   });
   return widened;
@@ -339,9 +339,10 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(const Tensor& x_in, const Tensor& w
                                              bool bfloat16_out) {
   const Shape shape = as_shape(kind, sizes);
   const Schedule schedule = as_schedule(x_in, batch_sizes, shape);
-  check_sizes(weights_in, biases, shape, packed_type(weights_in));
-  const bool widens = packed_type(weights_in) == ElementType::float16 && !table().fit_panel;
-  const Tensor weights = widens ? widen_weights(weights_in, shape) : weights_in;
+  const ElementType given_type = packed_type(weights_in);
+  check_sizes(weights_in, biases, shape, given_type);
+  const bool widens = is_scaled(given_type) && scaled_type() != given_type;
+  const Tensor weights = widens ? widen_weights(weights_in, given_type, shape) : weights_in;
   const ElementType weight_type = packed_type(weights);
   const ElementType between_layers = weight_type == ElementType::float32 ? ElementType::float32 : ElementType::bfloat16;
   const ElementType out_type = bfloat16_out ? ElementType::bfloat16 : ElementType::float32;

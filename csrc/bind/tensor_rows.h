@@ -29,6 +29,7 @@ inline void check_parts(int64_t parts, bool bfloat16) {
 
 inline ScalarType scalar_type(ElementType type) {
   if (type == ElementType::float16) return ScalarType::Half;
+  if (type == ElementType::int16) return ScalarType::Short;
   return type == ElementType::float32 ? ScalarType::Float : ScalarType::BFloat16;
 }
 
@@ -41,9 +42,10 @@ inline ElementType element_type(const Tensor& tensor, const char* argument) {
   return type == ScalarType::Float ? ElementType::float32 : ElementType::bfloat16;
 }
 
-// Of a packed weight, which may be float16 too.
+// Of a packed weight, which may be scaled too.
 inline ElementType packed_type(const Tensor& packed) {
   if (packed.scalar_type() == ScalarType::Half && packed.is_cpu()) return ElementType::float16;
+  if (packed.scalar_type() == ScalarType::Short && packed.is_cpu()) return ElementType::int16;
   return element_type(packed, "packed");
 }
 
@@ -88,6 +90,7 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   AtenTensorHandle handle = nullptr;
   const int32_t dtype = type == ScalarType::Char    ? aoti_torch_dtype_int8()
                         : type == ScalarType::Half  ? aoti_torch_dtype_float16()
+                        : type == ScalarType::Short ? aoti_torch_dtype_int16()
                         : type == ScalarType::Float ? aoti_torch_dtype_float32()
                                                     : aoti_torch_dtype_bfloat16();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,

@@ -111,7 +111,7 @@ Tensor widen_weight(const Tensor& packed, int64_t points, int64_t in_channels) {
   const int64_t panels = packed.size(0), size = panel_size(ElementType::float32, in_channels);
   Tensor widened = empty({panels, points * size}, ScalarType::Float);
   float* to = static_cast<float*>(widened.data_ptr());
-  for_each_widened(static_cast<const uint16_t*>(packed.data_ptr()), panels * points, in_channels,
+  for_each_widened(static_cast<const uint16_t*>(packed.data_ptr()), ElementType::float16, panels * points, in_channels,
                    [&](int64_t panel, int64_t i, float value) {
                      const int64_t channel = i / (2 * kPanelColumns) * 2 + i % 2, column = i / 2 % kPanelColumns;
                      if (channel < in_channels) to[panel * size + channel * kPanelColumns + column] = value;

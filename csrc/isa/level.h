@@ -6,13 +6,14 @@
 
 namespace slipstream {
 
-enum class Level : int32_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16_widened, avx512_bf16, avx512_fp16, amx, amx_emulated };
-constexpr int32_t kLevelCount = 9;
+enum class Level : int32_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16_widened, avx512_bf16, avx512_fp16, amx, amx_emulated, avx2_plain };
+constexpr int32_t kLevelCount = 10;
 
 const char* name_of(Level level);
 
 // The highest level that the processor has and the kernel grants. `amx_emulated` is never found: it runs the tile kernels
-// on plain C++ tiles, so that they can be tested where there is no AMX, and has to be asked for.
+// on plain C++ tiles, so that they can be tested where there is no AMX, and has to be asked for; so has `avx2_plain`, which is avx2 as it
+// is without AVX-VNNI.
 Level best_level();
 
 // The level to use where none is asked for: best_level(), but for avx512_fp16 where dot products of bfloat16 are as fast and sum in

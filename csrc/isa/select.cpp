@@ -8,7 +8,7 @@ namespace slipstream {
 
 const char* name_of(Level level) {
   static const char* const names[kLevelCount] = {
-      "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx", "amx_emulated"};
+      "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx", "amx_emulated", "avx2_plain"};
   return names[static_cast<int>(level)];
 }
 
@@ -17,17 +17,20 @@ namespace {
 #if defined(__x86_64__)
 const KernelTable* const tables[kLevelCount] = {
     &table_baseline, &table_avx2, &table_avx512, &table_avx512_vnni, &table_avx512_bf16_widened, &table_avx512_bf16, &table_avx512_fp16,
-    &table_amx, &table_amx_emulated};
+    &table_amx, &table_amx_emulated, &table_avx2};
 #else
 const KernelTable* const tables[kLevelCount] = {&table_baseline, nullptr, nullptr, nullptr, nullptr,
-                                                nullptr,         nullptr, nullptr, &table_amx_emulated};
+                                                nullptr,         nullptr, nullptr, &table_amx_emulated, nullptr};
 #endif
 
 std::atomic<int> active{-1};
 
 }  // namespace
 
-bool runs_here(Level level) { return level == Level::amx_emulated || level <= best_level(); }
+bool runs_here(Level level) {
+  if (level == Level::avx2_plain) return best_level() >= Level::avx2;
+  return level == Level::amx_emulated || level <= best_level();
+}
 
 Level active_level() {
   const int level = active.load(std::memory_order_relaxed);

@@ -29,7 +29,9 @@ struct KernelTable {
   bool (*fit_panel_of_floats)(const float* panel, int64_t k, uint8_t* to, float* back);
   uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end);
   HalfScale (*half_scale)(uint32_t largest_bits);
-  // The same for a weight in several parts; null where there are no tiles.
+  // Where it is multiplied as 16-bit integers (kernels/int16_operands.h); null elsewhere.
+  bool (*fit_panel_int16)(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back);
+  // linear's for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);
   void (*pack_matrix)(const MatrixToPack& matrix, void* packed);

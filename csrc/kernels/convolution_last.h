@@ -64,7 +64,7 @@ void strip_of_runs(const typename StepOf<step>::X* x, int64_t x_stride, const ui
 #pragma GCC unroll 4
         for (int v = 0; v < kStripVectors; ++v) {
           float* to = out + r * kPanelColumns + column + v * kWidth;
-          const Vec sum = stored_sum(sums[r][v]);
+          const Vec sum = stored_sum<step>(sums[r][v]);
           store(to, first ? sum : sum + load(to));
         }
       }

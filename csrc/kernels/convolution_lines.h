@@ -73,7 +73,7 @@ SLIPSTREAM_INLINE void sum_lines(Vec (&all)[rows][vectors], const SeenLines<step
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
-        const Vec sum = stored_sum(part[r][v]);
+        const Vec sum = stored_sum<step>(part[r][v]);
         all[r][v] = done == 0 ? sum : sum + load(end.sums + r * kPanelColumns + v * kWidth);
       }
     }

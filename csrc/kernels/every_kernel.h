@@ -14,7 +14,11 @@
 #include "linear_int8.h"
 #ifdef SLIPSTREAM_HALF
 #include "half_operands.h"
-#include "linear_half.h"
+#include "linear_scaled.h"
+#endif
+#ifdef SLIPSTREAM_INT16
+#include "int16_operands.h"
+#include "linear_scaled.h"
 #endif
 #include "attention_softmax.h"
 #include "attention.h"
@@ -40,12 +44,25 @@ constexpr KernelTable every_kernel() {
   table.linear_scratch = linear_scratch;
   table.linear = linear;
 #ifdef SLIPSTREAM_HALF
-  table.linear_scratch = linear_scratch_or_half;
-  table.linear = linear_or_half;
+  table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
+    return call.weight_type == ElementType::float16 ? scaled_scratch<Step::half>(call, part) : linear_scratch(call, part);
+  };
+  table.linear = [](const LinearCall& call, const LinearPart& part, void* scratch) {
+    call.weight_type == ElementType::float16 ? ScaledLinear<Step::half>(call, part, scratch).run() : linear(call, part, scratch);
+  };
   table.fit_panel = fit_panel;
   table.fit_panel_of_floats = fit_panel_of_floats;
   table.largest_magnitude = largest_magnitude;
   table.half_scale = half_scale;
+#endif
+#ifdef SLIPSTREAM_INT16
+  table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
+    return call.weight_type == ElementType::int16 ? scaled_scratch<Step::int16>(call, part) : linear_scratch(call, part);
+  };
+  table.linear = [](const LinearCall& call, const LinearPart& part, void* scratch) {
+    call.weight_type == ElementType::int16 ? ScaledLinear<Step::int16>(call, part, scratch).run() : linear(call, part, scratch);
+  };
+  table.fit_panel_int16 = fit_panel_int16;
 #endif
   table.pack_matrix = pack_matrix;
   table.activation = activation;

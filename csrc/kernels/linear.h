@@ -12,7 +12,10 @@ namespace slipstream {
 enum class PostOp : int32_t { none, relu, gelu_erf, gelu_tanh, silu, tanh, sigmoid, relu6, hardswish, hardsigmoid, quick_gelu };
 constexpr int32_t kPostOpCount = static_cast<int32_t>(PostOp::quick_gelu) + 1;
 
-enum class ElementType : int32_t { float32, bfloat16, float16 };  // float16 is for packed weights alone
+enum class ElementType : int32_t { float32, bfloat16, float16, int16 };  // the last two are for packed weights alone
+
+// Whether packed weights are scaled, column by column, and have behind each panel what that is put back by.
+constexpr bool is_scaled(ElementType type) { return type == ElementType::float16 || type == ElementType::int16; }
 
 // Packed weights, the same for every level.
 //   bfloat16: [panel][k / 2][column][2]    a panel is kPanelColumns columns of y; two neighbouring k lie together, as
@@ -23,6 +26,7 @@ enum class ElementType : int32_t { float32, bfloat16, float16 };  // float16 is 
 //                                           overflow; nothing is left of what is not finite); else as bfloat16
 //   float16:  [panel]: bfloat16's order, each column scaled as kernels/half_operands.h has it; behind it what the columns' products
 //             are put back by (float). For the level that multiplies float16
+//   int16:    the same as integers of 13 bits: kernels/int16_operands.h. For levels that multiply bfloat16 so
 //   float32:  [panel][k][column]
 //   int8:     [panel]: [k / 4][column][4], four neighbouring k together, zero-padded to kPackedDepthInt8; behind it what
 //             belongs to the panel's columns: scales (float), sums over k and zero points (int32)
@@ -41,7 +45,7 @@ constexpr int64_t packed_depth(ElementType type, int64_t k) {
 
 // Elements of one packed panel, and of a whole packed weight.
 constexpr int64_t panel_size(ElementType type, int64_t k) {
-  return (packed_depth(type, k) + (type == ElementType::float16 ? 2 : 0)) * kPanelColumns;
+  return (packed_depth(type, k) + (is_scaled(type) ? 2 : 0)) * kPanelColumns;
 }
 constexpr int64_t packed_size(ElementType type, int64_t n, int64_t k) {
   return round_up(n, kPanelColumns) / kPanelColumns * panel_size(type, k);

@@ -16,8 +16,13 @@ inline int64_t block_bytes() { return second_level_cache() / 2; }
 constexpr int64_t kStepsPerSum = 512;
 // In float16 the sums are short: kernels/half_operands.h.
 constexpr int64_t kStepsPerHalfSum = 32;
+// Of 16-bit integers they are exact, as long as they fit an int32: kernels/int16_operands.h.
+constexpr int64_t kStepsPerInt16Sum = 64;
 template <Step step>
-constexpr int64_t kMostSteps = step == Step::int8 ? 8192 : step == Step::half ? kStepsPerHalfSum : kStepsPerSum;
+constexpr int64_t kMostSteps = step == Step::int8    ? 8192
+                              : step == Step::half  ? kStepsPerHalfSum
+                              : step == Step::int16 ? kStepsPerInt16Sum
+                                                    : kStepsPerSum;
 
 // A multiply-add takes 4 to 6 cycles and two can start a cycle, so 8 sums must be in flight. Up to three rows are multiplied by
 // several panels at once for that. (Splitting the depth instead would make a row's last bits depend on how many rows are
@@ -78,7 +83,7 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
 #pragma GCC unroll 4
       for (int v = 0; v < kStripVectors; ++v) {
         float* to = out + (p * rows + r) * kPanelColumns + v * kWidth;
-        const Vec sum = stored_sum(sums[p][r][v]);
+        const Vec sum = stored_sum<step>(sums[p][r][v]);
         store(to, first ? sum : sum + load(to));
       }
     }

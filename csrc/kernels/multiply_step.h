@@ -17,8 +17,9 @@ constexpr int kStripRows = kWidth == 16 ? 12 : 6;
 constexpr int kStripColumns = kStripVectors * kWidth;
 static_assert(kPanelColumns % kStripColumns == 0, "a panel is a whole number of strips");
 
-// widen_both: x is kept in bfloat16 too; half: both sides in float16; widen_half: weights in float16, widened
-enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8, half, widen_half };
+// widen_both: x is kept in bfloat16 too; half: both sides in float16; widen_half: weights in float16, widened; int16 and widen_int16:
+// the same as integers of 16 bits
+enum class Step { dot_bf16, widen_bf16, widen_both, float32, int8, half, widen_half, int16, widen_int16 };
 
 // Elements of x that one step of depth takes, the type in which x is kept in scratch memory, and that of the sums.
 template <Step step>
@@ -44,6 +45,12 @@ struct StepOf<Step::half> {
 };
 #endif
 template <>
+struct StepOf<Step::int16> {
+  static constexpr int64_t depth = 2;
+  using X = int16_t;
+  using Sum = VecI;
+};
+template <>
 struct StepOf<Step::int8> {
   static constexpr int64_t depth = 4;
   using X = QuantizedX;
@@ -52,7 +59,7 @@ struct StepOf<Step::int8> {
 
 // Whether sums are put back by what their rows and columns were scaled by.
 template <Step step>
-constexpr bool kPutsBack = step == Step::half || step == Step::widen_half;
+constexpr bool kPutsBack = step == Step::half || step == Step::widen_half || step == Step::int16 || step == Step::widen_int16;
 
 // Rows of a strip. Where int8 is multiplied in two halves, the halves of the weights need registers: 4 x 2 + 4 + 2 of 16.
 template <Step step>
@@ -99,6 +106,16 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[r][v] = dot_int8(sums[r][v], four, weights[v]);
     }
+  } else if constexpr (step == Step::int16) {
+    VecI weights[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) weights[v] = reinterpret_cast<VecI>(load_words(static_cast<const uint32_t*>(w) + v * kWidth));
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const VecI pairs = broadcast_word(x.at(r));
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[r][v] = dot_int16(sums[r][v], pairs, weights[v]);
+    }
   } else if constexpr (step == Step::half) {
 #ifdef SLIPSTREAM_HALF
     VecHalf weights[vectors];
@@ -124,7 +141,8 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
       for (int v = 0; v < vectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
     }
 #endif
-  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both || step == Step::widen_half) {
+  } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both || step == Step::widen_half ||
+                       step == Step::widen_int16) {
     Vec first[vectors], second[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
@@ -134,6 +152,10 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
         first[v] = widened_half(pairs << 16);
         second[v] = widened_half(pairs);
 #endif
+      } else if constexpr (step == Step::widen_int16) {
+        const VecI integers = reinterpret_cast<VecI>(pairs);
+        first[v] = __builtin_convertvector((integers << 16) >> 16, Vec);
+        second[v] = __builtin_convertvector(integers >> 16, Vec);
       } else {
         first[v] = reinterpret_cast<Vec>(pairs << 16);
         second[v] = reinterpret_cast<Vec>(pairs & 0xffff0000u);
@@ -177,11 +199,15 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
 }
 
 // Sums as they are stored: those of int8 as integers in the floats' place, those of float16 times 2^kHalfExponent.
-SLIPSTREAM_INLINE Vec stored_sum(Vec sum) { return sum; }
-SLIPSTREAM_INLINE Vec stored_sum(VecI sum) { return reinterpret_cast<Vec>(sum); }
+template <Step step>
+SLIPSTREAM_INLINE Vec stored_sum(typename StepOf<step>::Sum sum) {
+  if constexpr (step == Step::int8) return reinterpret_cast<Vec>(sum);
+  else if constexpr (step == Step::int16) return __builtin_convertvector(sum, Vec);
 #ifdef SLIPSTREAM_HALF
-SLIPSTREAM_INLINE Vec stored_sum(VecHalf sum) { return sums_of_pairs(sum); }
+  else if constexpr (step == Step::half) return sums_of_pairs(sum);
 #endif
+  else return sum;
+}
 
 // Bytes of weight that one step takes for a column (a float, a pair of bfloat16, four int8), and for the whole panel.
 constexpr int64_t kColumnBytes = 4;

@@ -11,6 +11,7 @@
 #define SLIPSTREAM_WIDTH 4
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../simd/tile_emulated.h"
 #include "../kernels/amx/every_kernel.h"

@@ -8,8 +8,10 @@
 
 #define SLIPSTREAM_LEVEL avx2
 #define SLIPSTREAM_WIDTH 8
+#define SLIPSTREAM_INT16
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
 

@@ -10,6 +10,7 @@
 #define SLIPSTREAM_WIDTH 16
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
 

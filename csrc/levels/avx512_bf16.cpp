@@ -16,6 +16,7 @@
 #include "../simd/convert_bf16.h"
 #include "../simd/dot_bf16.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
 

@@ -15,6 +15,7 @@
 #include "../simd/vec.h"
 #include "../simd/convert_bf16.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
 

@@ -22,6 +22,7 @@ const KernelTable table_avx512_fp16 = table_avx512_bf16_widened;
 #include "../simd/convert_bf16.h"
 #include "../simd/half.h"
 #include "../simd/math.h"
+#include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
 

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Four u8 of x times four s8 of a weight, added to an int32: exact at every level. Needs simd/vec.h and, above the baseline,
-// <immintrin.h>. A level says how:
+// Four u8 of x times four s8 of a weight, added to an int32: exact at every level. Needs simd/dot_int16.h and, above the
+// baseline, <immintrin.h>. A level says how:
 //   SLIPSTREAM_DOT_INT8   vpdpbusd, one instruction; x is kept as u8
 // Without it both are widened to 16 bits and multiplied in two halves (vpmaddwd; vpmaddubsw would be one instruction less, but
 // saturates): elements 0 and 2 of the four, then 1 and 3. x is then kept as u16 in that order.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
-
-SLIPSTREAM_INLINE VecI broadcast_word(const void* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, sizeof word);
-  return word - VecI{};
-}
 
 typedef uint8_t VecBytes __attribute__((vector_size(kWidth)));
 typedef uint8_t VecBytesInMemory __attribute__((vector_size(kWidth), aligned(1), may_alias));
@@ -56,22 +50,8 @@ struct WeightsInt8 {
 };
 using FourOfX = WeightsInt8;
 
-// Sums of the products of neighbouring 16-bit integers.
-SLIPSTREAM_INLINE VecI multiply_pairs(VecI a, VecI b) {
-#if SLIPSTREAM_WIDTH == 16
-  return reinterpret_cast<VecI>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-#elif SLIPSTREAM_WIDTH == 8
-  return reinterpret_cast<VecI>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
-#elif defined(__SSE2__)
-  return reinterpret_cast<VecI>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
-#else
-  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
-
-typedef int16_t VecPairs __attribute__((vector_size(kWidth * 4)));
 SLIPSTREAM_INLINE WeightsInt8 load_int8(const void* p) {
-  const VecPairs words = reinterpret_cast<VecPairs>(load_words(p));
+  const VecInt16 words = reinterpret_cast<VecInt16>(load_words(p));
   return {reinterpret_cast<VecI>((words << 8) >> 8), reinterpret_cast<VecI>(words >> 8)};
 }
 SLIPSTREAM_INLINE FourOfX broadcast_four(const uint16_t* x) { return {broadcast_word(x), broadcast_word(x + 2)}; }

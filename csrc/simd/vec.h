@@ -187,6 +187,14 @@ SLIPSTREAM_INLINE int32_t largest_lane(VecI v) {
   with_partners(partners<1>(reinterpret_cast<Vec>(v), Lanes{}));
   return v[0];
 }
+SLIPSTREAM_INLINE int32_t sum_of_lanes(VecI v) {
+  auto add_partners = [&](Vec partner) { v += reinterpret_cast<VecI>(partner); };
+  if constexpr (kWidth > 8) add_partners(partners<8>(reinterpret_cast<Vec>(v), Lanes{}));
+  if constexpr (kWidth > 4) add_partners(partners<4>(reinterpret_cast<Vec>(v), Lanes{}));
+  add_partners(partners<2>(reinterpret_cast<Vec>(v), Lanes{}));
+  add_partners(partners<1>(reinterpret_cast<Vec>(v), Lanes{}));
+  return v[0];
+}
 SLIPSTREAM_INLINE Vec absolute(Vec v) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(v) & 0x7fffffffu); }
 
 }  // namespace SLIPSTREAM_LEVEL

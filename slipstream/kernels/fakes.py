@@ -14,15 +14,15 @@ def register() -> None:
         torch.library.register_fake(f"slipstream::{fake.__name__}")(fake)
 
 
-_FITS = "float16: whether a weight fits it depends on its values; pack it before it is traced"
+_FITS = "scaled: whether a weight fits depends on its values; pack it before it is traced"
 
 
 def _dtype(bfloat16: bool) -> torch.dtype:
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
-def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1, float16: bool = False) -> torch.Tensor:
-    if float16:
+def pack_linear(weight: torch.Tensor, bfloat16: bool, parts: int = 1, scaled: bool = False) -> torch.Tensor:
+    if scaled:
         raise NotImplementedError(_FITS)
     n, k = weight.shape
     columns, depth = (n + 31) // 32 * 32, (k + 31) // 32 * 32 if bfloat16 else k

@@ -42,7 +42,7 @@ from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
     "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "check_parts",
-    "has_tiles", "in_words", "join", "linear", "pack", "pack_in_a_row", "part", "plain_linear", "plain_product", "split",
+    "has_tiles", "in_words", "join", "linear", "pack", "pack_in_a_row", "part", "plain_linear", "plain_product", "repays_scaling", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -58,8 +58,11 @@ SPLIT_FROM_ROWS = 16
 """Rows of x from which tiles are full. With fewer, reading the weights takes the time, and three parts are half as long again
 as the float32 that they are: then the vector kernel is used. A constant by that arithmetic, not by measurement."""
 
+LEAST_INTEGERS = PANEL // 2 + 1
+"""Outputs from which on pixels are worth to be made integers (measured: half a panel takes half as long again, 24 outputs less)."""
+
 _TILES = ("amx", native.EMULATED)
-_FAST_BFLOAT16 = ("avx512_bf16", native.FLOAT16, *_TILES)
+_FAST_BFLOAT16 = ("avx512_bf16", *native.SCALED, *_TILES)
 """Levels that multiply bfloat16 weights faster than float32 ones."""
 _NAMES = {"bf16": "medium", "tf32": "high"}
 _setting: Any = torch._C._get_fp32_precision_getter  # type: ignore[attr-defined]
@@ -81,13 +84,13 @@ class PackedLinear:
     parts: int = 1
 
 
-def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: bool = True) -> PackedLinear:
+def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, scaled: bool = True) -> PackedLinear:
     """Copy ``weight`` [n, k] (float32 or bfloat16, any strides) into the order that `linear` reads.
 
     ``dtype`` is what the packed copy holds, float32 or bfloat16. float32 may be held in two or three ``parts`` of bfloat16,
-    which tiles multiply. Instead of bfloat16 it is scaled ``float16`` at the level that multiplies it, which keeps three bits
-    more of a float32, where the largest value of each of its rows is finite and within 2**40 of 1. Raises UsageError for
-    anything else.
+    which tiles multiply. Instead of bfloat16 it is ``scaled`` to float16, or to 16-bit integers, at levels that multiply those:
+    both keep more of a float32. Float16 where the largest value of each of its rows is finite and within 2**40 of 1, integers
+    where also few of the others are faint beside it (csrc/kernels/int16_operands.h). Raises UsageError for anything else.
     """
     if weight.dim() != 2:
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not a matrix [out_features, in_features]")
@@ -96,17 +99,24 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, float16: b
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
-            fits = float16 and dtype is torch.bfloat16 and native.active_level() == native.FLOAT16
+            fits = scaled and dtype is torch.bfloat16 and native.active_level() in native.SCALED
             data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, fits)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
 
 
-def pack_in_a_row(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> torch.Tensor:
-    """The data of each weight's pack, one behind the other: in float16 where it fits all of them."""
-    packs = [pack(weight, dtype=dtype, parts=parts).data for weight in weights]
+def repays_scaling(n: int) -> bool:
+    """Whether so many outputs repay that rows of x are scaled in each call, where there may be many rows and little depth."""
+    return native.active_level() not in native.INT16 or n >= LEAST_INTEGERS
+
+
+def pack_in_a_row(
+    weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1, scaled: bool = True
+) -> torch.Tensor:
+    """The data of each weight's pack, one behind the other: ``scaled``, as `pack` has it, where that fits all of them."""
+    packs = [pack(weight, dtype=dtype, parts=parts, scaled=scaled).data for weight in weights]
     if any(packed.dtype is not packs[0].dtype for packed in packs):
-        packs = [pack(weight, dtype=dtype, parts=parts, float16=False).data for weight in weights]
+        packs = [pack(weight, dtype=dtype, parts=parts, scaled=False).data for weight in weights]
     return _in_a_row(packs)
 
 

@@ -20,6 +20,14 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16_widened", "a
 FLOAT16 = "avx512_fp16"
 """The level that multiplies bfloat16 weights as scaled float16."""
 
+PLAIN_AVX2 = "avx2_plain"
+"""Level avx2 as it is on processors without AVX-VNNI: for tests on those that have it, and only when asked for by name."""
+
+INT16 = ("avx2", PLAIN_AVX2, "avx512_vnni")
+"""Levels that multiply bfloat16 weights as scaled integers of 16 bits, in `linear`."""
+
+SCALED = (*INT16, FLOAT16)
+
 EMULATED = "amx_emulated"
 """The tile kernels on plain C++ tiles: for tests on machines without AMX, and only when asked for by name."""
 
@@ -89,8 +97,9 @@ def use_level(name: str) -> None:
 
     Raises UsageError for an unknown name and for a level above the machine's own.
     """
-    if name not in (*LEVELS, EMULATED):
-        raise UsageError.of(env.ISA, name, (*LEVELS, EMULATED))
+    known = (*LEVELS, EMULATED, PLAIN_AVX2)
+    if name not in known:
+        raise UsageError.of(env.ISA, name, known)
     if not torch.ops.slipstream.use_level(name):
         best = str(torch.ops.slipstream.level("best"))
         raise UsageError.of(env.ISA, name, f"this machine runs levels up to {best}", "name one of those or unset it")

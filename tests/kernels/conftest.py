@@ -4,6 +4,7 @@
 import pytest
 
 from slipstream.kernels import native
+from slipstream.runtime import isa
 
 
 def levels_under_test():
@@ -12,7 +13,8 @@ def levels_under_test():
         return ["plain"]
     if forced != native.default_level():
         return [forced]
-    return [*native.levels(), native.EMULATED]
+    plain = [native.PLAIN_AVX2] if "avx_vnni" in isa.cpu_flags() and "avx2" in native.levels() else []
+    return [*native.levels(), native.EMULATED, *plain]
 
 
 # Sizes in the tests are chosen so that this much makes several blocks of them, whatever cache the machine has.

@@ -16,6 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
 """Levels at which bfloat16 weights make x bfloat16 too."""
 HALF = native.FLOAT16
+SCALED = native.SCALED  # operands are rounded, differently from bfloat16
 
 by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -79,7 +80,7 @@ def test_equals_the_twin(level, problem, post_op, with_bias, with_multiplier, wi
     expected = oracle(x, weight, bias, level, post_op=post_op, **operands)
     # The bound is on the whole and absolute near zero: post-ops squeeze large sums into small values.
     scale = max(1.0, expected.abs().max().item()) if m else 1.0
-    rounding = 2**-8 if torch.bfloat16 in (out_dtype, w_dtype if level == HALF else out_dtype) else 4e-6
+    rounding = 2**-8 if torch.bfloat16 in (out_dtype, w_dtype if level in SCALED else out_dtype) else 4e-6
     if level == "plain" and w_dtype is torch.bfloat16:
         rounding = 2**-6  # torch rounds the sums to bfloat16 before bias, multiplier and residual, which may cancel them
     assert torch.allclose(y.double(), expected, rtol=rounding, atol=rounding * scale)
@@ -335,7 +336,7 @@ def half_error(x, weight):
 def test_weights_are_held_in_float16_where_they_fit(float16_level):
     weight = torch.rand(70, 40) - 0.5
     assert L.pack(weight, dtype=torch.bfloat16).data.dtype is torch.float16
-    assert L.pack(weight, dtype=torch.bfloat16, float16=False).data.dtype is torch.bfloat16
+    assert L.pack(weight, dtype=torch.bfloat16, scaled=False).data.dtype is torch.bfloat16
     assert L.pack(weight * 2.0**39, dtype=torch.bfloat16).data.dtype is torch.float16
     for bad in (float("inf"), float("nan"), 2.0**42, -(2.0**42)):
         weight[69, 3] = bad
@@ -427,7 +428,7 @@ def test_weights_in_float16_serve_other_levels(float16_level):
     assert packed.data.dtype is torch.float16
     for other in native.levels():
         with native.level(other):
-            y, expected = L.linear(x, packed), L.linear(x, L.pack(weight, dtype=torch.bfloat16, float16=False))
+            y, expected = L.linear(x, packed), L.linear(x, L.pack(weight, dtype=torch.bfloat16, scaled=False))
         assert relative_error(y, expected.double()) <= (2e-3 if other == HALF else 1e-7)
 
 

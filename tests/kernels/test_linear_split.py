@@ -241,9 +241,9 @@ def test_the_precision_that_torch_was_asked_for(precision):
 
 
 def test_how_weights_are_held(level):
-    tiles, dots = level in TILES, level in ("avx512_bf16", native.FLOAT16, *TILES)
+    tiles, faster = level in TILES, level in ("avx512_bf16", *native.SCALED, *TILES)
     assert L.best_held("highest", 16) == (torch.float32, 3 if tiles else 1)
     assert L.best_held("high", 16) == (torch.float32, 2 if tiles else 1)
     assert L.best_held("highest", L.SPLIT_FROM_ROWS - 1) == (torch.float32, 1)
     if level != "plain":
-        assert L.best_held("medium", 1).dtype is (torch.bfloat16 if dots else torch.float32)
+        assert L.best_held("medium", 1).dtype is (torch.bfloat16 if faster else torch.float32)

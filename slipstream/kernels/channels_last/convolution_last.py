@@ -72,7 +72,8 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int
     if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
     of_groups = rows.flatten(1).chunk(groups)
-    return pack_in_a_row(of_groups, dtype=dtype, parts=parts)
+    half = native.active_level() == native.FLOAT16  # this kernel multiplies no integers
+    return pack_in_a_row(of_groups, dtype=dtype, parts=parts, scaled=half)
 
 
 def convolution_last(

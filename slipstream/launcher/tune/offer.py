@@ -14,7 +14,7 @@ from slipstream.launcher.plan import make_plan
 from slipstream.runtime import isa
 from slipstream.runtime.topology import Topology
 
-BFLOAT16_LEVELS = {"avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx"}
+BFLOAT16_LEVELS = {"avx2", "avx512_vnni", "avx512_bf16_widened", "avx512_bf16", "avx512_fp16", "amx"}
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ def _is_installed(name: str, what: str, environ: Mapping[str, str], decisions: l
 def _has_bfloat16(decisions: list[Decision]) -> bool:
     level = isa.chosen_level()
     if level.level not in BFLOAT16_LEVELS:
-        decisions.append(Decision("dtype: bfloat16", False, f"the level in use is {level.level}, which has no bfloat16"))
+        decisions.append(Decision("dtype: bfloat16", False, f"the level in use is {level.level}, which multiplies bfloat16 no faster"))
     return level.level in BFLOAT16_LEVELS

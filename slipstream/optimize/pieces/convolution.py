@@ -62,7 +62,10 @@ class ConvolutionPiece(WeightLayerPiece):
             return dtype
         if isinstance(self.numbers, str):
             return self.numbers
-        if dtype == torch.bfloat16 and not onednn_has_bfloat16():
+        weight = tensors[0]
+        assert weight is not None
+        ours = self._our_kernel(weight, dtype, self._comes_out_channels_last(weight))
+        if dtype == torch.bfloat16 and ours is None and not onednn_has_bfloat16():
             return "torch's oneDNN has no bfloat16 on this machine"
         if self.would_be_a_copy(tensors, dtype):
             return "low memory: a float32 pack would be a second copy"
@@ -109,11 +112,11 @@ class ConvolutionPiece(WeightLayerPiece):
         """The module of our kernel where it is better than oneDNN's: in bfloat16, without tiles, which oneDNN's uses.
 
         Where dot products are fast, ours is for images with channels first; where bfloat16 is multiplied as float16, oneDNN's
-        dot products take four times as long.
+        dot products take four times as long, and so does what it does where there are none.
         """
         if dtype != torch.bfloat16 or self.transposed or weight.dim() != 4 or self.followers.form.post_op is None:
             return None
-        if native.active_level() == native.FLOAT16:
+        if native.active_level() in (*native.SCALED, "avx512"):
             return last_kernel
         few = weight.shape[2] * weight.shape[3] <= first_kernel.MOST_TAPS
         return first_kernel if few and not channels_last and native.active_level() == "avx512_bf16" else None

@@ -63,7 +63,8 @@ class Pointwise:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Layer) -> None:
         self.product = owner.product
         parts = owner.parts if self.in_parts else 1
-        self.packed = linear_kernel.pack(weight.flatten(1), dtype=owner.product, parts=parts)
+        scaled = linear_kernel.repays_scaling(weight.shape[0])
+        self.packed = linear_kernel.pack(weight.flatten(1), dtype=owner.product, parts=parts, scaled=scaled)
         self.bias = None if bias is None else bias.detach().clone()
         self.stride = owner.geometry.stride
         self.post_op, self.out = owner.post_op, owner.out
