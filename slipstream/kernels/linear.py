@@ -42,7 +42,8 @@ from slipstream.kernels.post_op import POST_OPS, apply_post_op, code_of
 
 __all__ = [
     "PARTS", "POST_OPS", "Held", "PackedLinear", "apply_post_op", "asked_precision", "best_held", "best_parts", "check_parts",
-    "has_tiles", "in_words", "join", "linear", "pack", "pack_in_a_row", "part", "plain_linear", "plain_product", "repays_scaling", "split",
+    "has_tiles", "in_words", "join", "linear", "pack", "pack_in_a_row", "part", "plain_linear", "plain_product",
+    "repays_scaling", "split",
 ]  # fmt: skip
 
 PANEL = 32
@@ -59,7 +60,7 @@ SPLIT_FROM_ROWS = 16
 as the float32 that they are: then the vector kernel is used. A constant by that arithmetic, not by measurement."""
 
 LEAST_INTEGERS = PANEL // 2 + 1
-"""Outputs from which on pixels are worth to be made integers (measured: half a panel takes half as long again, 24 outputs less)."""
+"""Outputs from which on pixels are worth making integers of (measured: 16 take half as long again, 24 less time)."""
 
 _TILES = ("amx", native.EMULATED)
 _FAST_BFLOAT16 = ("avx512_bf16", *native.SCALED, *_TILES)

@@ -45,7 +45,8 @@ def pack(
     if single and weight.shape[2] * weight.shape[3] <= depthwise_kernel.MOST_TAPS:
         return PackedLayer(depthwise_kernel.pack(weight, stride=stride, padding=padding, dilation=dilation), dtype)
     if (weight.shape[2:], stride, padding, groups) == ((1, 1), (1, 1), (0, 0), 1):
-        return PackedLayer(linear_kernel.pack(weight.flatten(1), dtype=dtype, scaled=linear_kernel.repays_scaling(weight.shape[0])), dtype)
+        scaled = linear_kernel.repays_scaling(weight.shape[0])
+        return PackedLayer(linear_kernel.pack(weight.flatten(1), dtype=dtype, scaled=scaled), dtype)
     packed = direct_kernel.pack(weight, dtype=dtype, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return PackedLayer(packed, dtype)
 

@@ -90,7 +90,7 @@ def _is_installed(name: str, what: str, environ: Mapping[str, str], decisions: l
 
 
 def _has_bfloat16(decisions: list[Decision]) -> bool:
-    level = isa.chosen_level()
-    if level.level not in BFLOAT16_LEVELS:
-        decisions.append(Decision("dtype: bfloat16", False, f"the level in use is {level.level}, which multiplies bfloat16 no faster"))
-    return level.level in BFLOAT16_LEVELS
+    level = isa.chosen_level().level
+    if level not in BFLOAT16_LEVELS:
+        decisions.append(Decision("dtype: bfloat16", False, f"level {level} multiplies it no faster than float32"))
+    return level in BFLOAT16_LEVELS
