@@ -277,13 +277,13 @@ def test_a_graph_that_is_wrong_never_answers(at_once, monkeypatch):
 
 
 class Cancelling(nn.Module):
-    """The difference of two layers that are nearly alike, of which bfloat16 leaves no more than one digit."""
+    """The difference of two layers that are nearly alike, of which no 16 bits leave more than one digit."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
         with torch.no_grad():
-            self.second.weight.copy_(self.first.weight + 0.01 * torch.randn(64, 64) / 8)
+            self.second.weight.copy_(self.first.weight + 0.001 * torch.randn(64, 64) / 8)
             self.second.bias.copy_(self.first.bias)
 
     def forward(self, x):
@@ -301,7 +301,7 @@ def test_where_bfloat16_is_too_coarse_the_same_graph_answers_in_float32(at_once)
     assert way.program.dtype is torch.float32
     assert root.schedule.captures == schedule.MOST_CAPTURES  # dynamo is not asked again
     got, wanted = answers(model, x)
-    assert error(got, wanted) < 1e-4
+    assert error(got, wanted) < 3e-4
     reasons = [(one.taken, one.reason) for one in log if one.what == "Cancelling.graph: whole model"]
     assert reasons[-1][0], reasons
 
