@@ -28,7 +28,18 @@ constexpr int64_t kMostSteps = step == Step::int8    ? 8192
 // several panels at once for that. (Splitting the depth instead would make a row's last bits depend on how many rows are
 // computed beside it; as it is, they depend on nothing but the row.)
 constexpr int kFewRows = 3;
-constexpr int panels_together(int rows) { return rows == 1 ? 4 : rows <= kFewRows ? 2 : 1; }
+
+// One or two rows take all of a panel's columns at a time where half of them would leave every other line of the weights for later:
+// reading them is what such rows live on. Where registers are as wide as half a panel, or there are too few, a strip's as else.
+template <Step step>
+constexpr int vectors_of(int rows) {
+  constexpr bool one_register_each = step == Step::float32 || step == Step::int16;
+  return kWidth == 8 && rows <= 2 && one_register_each ? kPanelColumns / kWidth : kStripVectors;
+}
+template <Step step>
+constexpr int panels_together(int rows) {
+  return (rows == 1 ? 4 : rows <= kFewRows ? 2 : 1) * kStripVectors / vectors_of<step>(rows);
+}
 
 // Weights that a later strip will read, from memory or from a cache that all cores share: `stride` bytes of them are asked for at
 // each step, so that they arrive while sums are computed. Where there are none: the strip's own, and zero. (By reference: as a value it
@@ -59,11 +70,11 @@ SLIPSTREAM_INLINE void ask_beyond_page(const uint8_t* w) {
   __builtin_prefetch(w + page + 64, 0, 2);
 }
 
-// sums[panels][rows][32] (one strip of columns of it) = or += x[rows][k] . panels over at most kMostSteps, as stored_sum has it.
-template <Step step, int rows, int panels>
+// sums[panels][rows][32] (so many registers of columns of it) = or += x[rows][k] . panels over at most kMostSteps, as stored_sum has it.
+template <Step step, int rows, int panels, int vectors = kStripVectors>
 SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes,
                                   int64_t steps, float* out, bool first, const WeightsAhead& ahead) {
-  typename StepOf<step>::Sum sums[panels][rows][kStripVectors] = {};
+  typename StepOf<step>::Sum sums[panels][rows][vectors] = {};
   AskForWeights ask(ahead);
   RowsByFours<typename StepOf<step>::X, rows> at(x, x_stride);
   for (const uint8_t* end = w + steps * kStepBytes; w < end; w += kStepBytes) {
@@ -71,7 +82,7 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
 #pragma GCC unroll 4
     for (int p = 0; p < panels; ++p) {
       if constexpr (rows <= kFewRows) ask_beyond_page(w + p * panel_bytes);
-      multiply_step<step, rows>(sums[p], at, w + p * panel_bytes);
+      multiply_step<step, rows, vectors>(sums[p], at, w + p * panel_bytes);
     }
     at.step(StepOf<step>::depth);
   }
@@ -81,7 +92,7 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripVectors; ++v) {
+      for (int v = 0; v < vectors; ++v) {
         float* to = out + (p * rows + r) * kPanelColumns + v * kWidth;
         const Vec sum = stored_sum<step>(sums[p][r][v]);
         store(to, first ? sum : sum + load(to));
@@ -91,14 +102,14 @@ SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_s
 }
 
 // With `onto`, added to what `out` holds.
-template <Step step, int rows, int panels>
+template <Step step, int rows, int panels, int vectors = kStripVectors>
 void strip(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes, int64_t steps,
            float* out, bool onto, const WeightsAhead& ahead) {
-  for (int64_t column = 0; column < kPanelColumns; column += kStripColumns) {
+  for (int64_t column = 0; column < kPanelColumns; column += vectors * kWidth) {
     int64_t done = 0;
     do {
       const int64_t part = steps - done < kMostSteps<step> ? steps - done : kMostSteps<step>;
-      strip_part<step, rows, panels>(x + done * StepOf<step>::depth, x_stride, w + column * kColumnBytes + done * kStepBytes,
+      strip_part<step, rows, panels, vectors>(x + done * StepOf<step>::depth, x_stride, w + column * kColumnBytes + done * kStepBytes,
                                      panel_bytes, part, out + column, done == 0 && !onto,
                                      {ahead.at + done * ahead.stride, ahead.stride});
       done += part;
@@ -122,8 +133,9 @@ using Strips = StripTable<step, 1, 2, 3, 4, 5, 6>;
 #endif
 
 template <Step step>
-constexpr Strip<step> kFewRowStrips[] = {strip<step, 1, panels_together(1)>, strip<step, 2, panels_together(2)>,
-                                         strip<step, 3, panels_together(3)>};
+constexpr Strip<step> kFewRowStrips[] = {strip<step, 1, panels_together<step>(1), vectors_of<step>(1)>,
+                                         strip<step, 2, panels_together<step>(2), vectors_of<step>(2)>,
+                                         strip<step, 3, panels_together<step>(3), vectors_of<step>(3)>};
 
 // Copies rows of x into scratch memory in the step's own type, zero-padded to a whole register.
 template <typename To>
@@ -238,7 +250,7 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
   const int64_t steps = (k + StepOf<step>::depth - 1) / StepOf<step>::depth;
   const int64_t block = block_rows_of<step>(k, part.m_end - part.m_begin);
   alignas(64) float sums[kStripRows * kPanelColumns];
-  static_assert(kStripRows >= kFewRows * panels_together(2) && kStripRows >= panels_together(1), "sums hold several panels");
+  static_assert(kStripRows >= kFewRows * panels_together<step>(3) && kStripRows >= panels_together<step>(1), "sums hold several panels");
   const uint8_t* weights = static_cast<const uint8_t*>(weight);
   const bool by_rows = (part.panel_end - part.panel_begin) * panel_bytes <= weights_beside_rows();
 
@@ -249,7 +261,7 @@ SLIPSTREAM_INLINE void for_each_block(const LinearPart& part, int64_t k, const v
     const int64_t strips = (rows + kRowsOf<step> - 1) / kRowsOf<step>, least = rows / strips, more = rows % strips;
     int64_t first = part.panel_begin;
     if (rows <= kFewRows) {
-      const int together = panels_together(static_cast<int>(rows));
+      const int together = panels_together<step>(static_cast<int>(rows));
       for (; first + together <= part.panel_end; first += together) {
         kFewRowStrips<step>[rows - 1](x.rows, x.stride, weights + first * panel_bytes, panel_bytes, steps, sums, false, {});
         for (int p = 0; p < together; ++p) finish(sums + p * rows * kPanelColumns, m, 0, rows, first + p);

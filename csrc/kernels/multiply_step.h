@@ -93,6 +93,44 @@ struct RowsByFours {
   }
 };
 
+// Whether the two k of a step are widened one after the other, and the weights read twice for that: where those of both find no room
+// beside the sums in 16 registers.
+constexpr bool widens_in_turn(int rows, int vectors) { return kWidth < 16 && rows * vectors + 2 * vectors + 1 > 16; }
+
+// The first or second element of a row of x in a step, in all lanes.
+template <Step step, typename X>
+SLIPSTREAM_INLINE Vec broadcast_of_pair(const X* x, int element) {
+  if constexpr (step == Step::widen_both) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    const VecU pairs = pair - VecU{};
+    return reinterpret_cast<Vec>(element ? pairs & 0xffff0000u : pairs << 16);
+  } else {
+    return broadcast(x[element]);
+  }
+}
+
+// One step of bfloat16 weights that are widened in turn.
+template <Step step, int rows, int vectors, typename RowsOfX>
+SLIPSTREAM_INLINE void multiply_in_turn(Vec (&sums)[rows][vectors], const RowsOfX& x, const void* w) {
+#pragma GCC unroll 2
+  for (int element = 0; element < 2; ++element) {
+    __asm__("" : "+r"(w));  // else the compiler would keep what it read for the first
+    Vec weights[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const VecU pairs = load_words(static_cast<const uint32_t*>(w) + v * kWidth);
+      weights[v] = reinterpret_cast<Vec>(element ? pairs & 0xffff0000u : pairs << 16);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Vec of_x = broadcast_of_pair<step>(x.at(r), element);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sums[r][v] += of_x * weights[v];
+    }
+  }
+}
+
 // One step: sums[r][v] += x[r][k ...] * w[k ...][v]. w points at this step's kPanelColumns * depth elements.
 template <Step step, int rows, int vectors, typename RowsOfX>
 SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][vectors], const RowsOfX& x, const void* w) {
@@ -141,6 +179,8 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
       for (int v = 0; v < vectors; ++v) sums[r][v] = dot_bf16(sums[r][v], pairs, weights[v]);
     }
 #endif
+  } else if constexpr (widens_in_turn(rows, vectors) && (step == Step::widen_bf16 || step == Step::widen_both)) {
+    multiply_in_turn<step>(sums, x, w);
   } else if constexpr (step == Step::widen_bf16 || step == Step::widen_both || step == Step::widen_half ||
                        step == Step::widen_int16) {
     Vec first[vectors], second[vectors];
@@ -163,17 +203,7 @@ SLIPSTREAM_INLINE void multiply_step(typename StepOf<step>::Sum (&sums)[rows][ve
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      Vec x0, x1;
-      if constexpr (step == Step::widen_both) {
-        uint32_t pair;
-        __builtin_memcpy(&pair, x.at(r), sizeof pair);
-        const VecU pairs = pair - VecU{};
-        x0 = reinterpret_cast<Vec>(pairs << 16);
-        x1 = reinterpret_cast<Vec>(pairs & 0xffff0000u);
-      } else {
-        x0 = broadcast(x.at(r)[0]);
-        x1 = broadcast(x.at(r)[1]);
-      }
+      const Vec x0 = broadcast_of_pair<step>(x.at(r), 0), x1 = broadcast_of_pair<step>(x.at(r), 1);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[r][v] += x0 * first[v];
 #pragma GCC unroll 4
