@@ -9,6 +9,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.kernels import native
+from slipstream.optimize.pieces.linear import onednn_has_bfloat16
 
 LIMIT = 2e-2
 
@@ -61,7 +62,8 @@ def test_every_layer_answers_as_autocast_would(engine, name, dtype):
     for given in (x, x.bfloat16())[: 1 if name == "rms norm" else 2]:  # torch warns of a mixture
         check(layer, given)
         check(layer, given)
-    if native.available():
+    left = name in ("conv1d", "conv3d", "transposed") and not onednn_has_bfloat16()  # those are oneDNN's
+    if native.available() and not left:
         assert any("in autocast" in what for what in decisions(taken=True))
     assert not any("slipstream failed" in d.reason for d in log)
 
@@ -121,7 +123,7 @@ def test_what_autocast_refuses_raises_as_without_us(engine):
     check(layer, half)
 
 
-def test_gradients_inside_autocast(engine, monkeypatch):
+def test_gradients_inside_autocast(engine, always_faster, monkeypatch):
     monkeypatch.setattr("slipstream.optimize.pieces.deciding.GRADIENT_MACS", 0)
     layer, x = nn.Linear(64, 48).eval(), torch.randn(5, 64, requires_grad=True)
 

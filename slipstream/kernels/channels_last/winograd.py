@@ -33,7 +33,8 @@ WORTH_IT = 1.15
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
-_A_PRODUCT = {"avx512_bf16": 0.5, "avx512_bf16_widened": 1.0, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
+_A_PRODUCT = {"avx512_bf16": 0.5, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
+_WIDENED = ("avx2", native.PLAIN_AVX2, "avx512", "avx512_vnni", "avx512_bf16_widened")
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180, (torch.bfloat16, 4): 450}
 
 
@@ -85,6 +86,14 @@ def pack(
         return PackedWinograd(data, tile, padding, in_channels, out_channels, False)
 
 
+def held_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What to pack in for images whose precision is ``dtype``: float32 where bfloat16 would be widened.
+
+    Then products take no longer, and the digits do for tiles of 4 x 4.
+    """
+    return torch.float32 if native.active_level() in _WIDENED else dtype
+
+
 def tiles_of(dtype: torch.dtype) -> tuple[int, ...]:
     """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is float16."""
     return TILES if dtype is torch.float32 or native.active_level() == native.FLOAT16 else TILES[:1]
@@ -109,8 +118,9 @@ def choice(
 
     Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
     from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for the
-    levels avx512_bf16_widened, avx512_bf16 and avx512_fp16; elsewhere it stays direct.
+    levels avx512_bf16 and avx512_fp16, and as the float32 that `held_dtype` makes of it; with tiles it stays direct.
     """
+    dtype = held_dtype(dtype)
     batch, ins, height, width = x_shape
     what = f"3 x 3 convolution {ins} -> {out_channels}, {height} x {width}, batch {batch}: minimal filtering"
     level = native.active_level()

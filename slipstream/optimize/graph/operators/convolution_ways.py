@@ -101,7 +101,7 @@ class Winograd:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, owner: Layer) -> None:
         padding, tile = owner.geometry.padding, tile_for(weight, owner.geometry, owner.product)
-        packed = winograd_kernel.pack(weight, dtype=owner.product, padding=padding, tile=tile)
+        packed = winograd_kernel.pack(weight, dtype=winograd_kernel.held_dtype(owner.product), padding=padding, tile=tile)
         shift = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.run = quick.convolution_3x3(packed, shift, owner.post_op, owner.out)
 
