@@ -43,7 +43,8 @@ from slipstream.optimize.options import Options
 class Lowered:
     """``reference`` is the script's own arithmetic without in-place operations, ``fast`` ours; both are pure.
 
-    ``product`` is the least precise dtype that is multiplied in, ``regions`` whether there is autocast within.
+    ``product`` is the least precise dtype that is multiplied in or results are kept in, ``regions`` whether there is autocast
+    within.
     """
 
     reference: fx.GraphModule
@@ -103,7 +104,8 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)
     products = {node.target.product for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)}
-    return Lowered(reference, fast, operators, torch.bfloat16 if torch.bfloat16 in products else torch.float32, regions)
+    rounds = torch.bfloat16 in products or low  # results may be kept in it where no product is
+    return Lowered(reference, fast, operators, torch.bfloat16 if rounds else torch.float32, regions)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:
