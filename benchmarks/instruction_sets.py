@@ -2,8 +2,8 @@
 """Measure as on an older processor: every contestant is held to the instructions that one has, by the variables that its own
 libraries read. What the caches, the memory and the clock do stays this machine's.
 
-Rivals' code that asks the processor itself is not held by these (nothing that torch 2.13, intel_extension_for_pytorch 2.8 or
-oneDNN run in float32 does). Must be set before any of those is loaded.
+Code that asks the processor itself is not held by these. OpenVINO 2026.4 has such: in float32 it kept to AVX-512 without
+extensions, but ran beyond AVX2's ceiling when held to that. Must be set before any of those libraries is loaded.
 """
 
 from __future__ import annotations

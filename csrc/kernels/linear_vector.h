@@ -70,7 +70,8 @@ SLIPSTREAM_INLINE void ask_beyond_page(const uint8_t* w) {
   __builtin_prefetch(w + page + 64, 0, 2);
 }
 
-// sums[panels][rows][32] (so many registers of columns of it) = or += x[rows][k] . panels over at most kMostSteps, as stored_sum has it.
+// sums[panels][rows][32] (so many registers of columns of it) = or += x[rows][k] . panels over at most kMostSteps, as stored_sum has
+// it.
 template <Step step, int rows, int panels, int vectors = kStripVectors>
 SLIPSTREAM_INLINE void strip_part(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w, int64_t panel_bytes,
                                   int64_t steps, float* out, bool first, const WeightsAhead& ahead) {
@@ -109,9 +110,9 @@ void strip(const typename StepOf<step>::X* x, int64_t x_stride, const uint8_t* w
     int64_t done = 0;
     do {
       const int64_t part = steps - done < kMostSteps<step> ? steps - done : kMostSteps<step>;
-      strip_part<step, rows, panels, vectors>(x + done * StepOf<step>::depth, x_stride, w + column * kColumnBytes + done * kStepBytes,
-                                     panel_bytes, part, out + column, done == 0 && !onto,
-                                     {ahead.at + done * ahead.stride, ahead.stride});
+      strip_part<step, rows, panels, vectors>(x + done * StepOf<step>::depth, x_stride,
+                                              w + column * kColumnBytes + done * kStepBytes, panel_bytes, part, out + column,
+                                              done == 0 && !onto, {ahead.at + done * ahead.stride, ahead.stride});
       done += part;
     } while (done < steps);
   }

@@ -28,6 +28,9 @@ INT16 = ("avx2", PLAIN_AVX2, "avx512_vnni")
 
 SCALED = (*INT16, FLOAT16)
 
+WITHOUT_BFLOAT16 = (*INT16, "avx512")
+"""Levels above the baseline whose processors multiply no bfloat16: what is not made integers is widened; oneDNN emulates it."""
+
 EMULATED = "amx_emulated"
 """The tile kernels on plain C++ tiles: for tests on machines without AMX, and only when asked for by name."""
 

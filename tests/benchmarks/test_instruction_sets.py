@@ -21,7 +21,7 @@ torch.mkldnn_max_pool2d(torch.randn(1, 1, 4, 4).to_mkldnn(), 2)
 
 
 def test_every_level_above_the_baseline_has_its_names():
-    assert {"baseline", *instruction_sets.ONEDNN, "avx512_bf16_widened", "amx"} == set(isa.LEVELS)
+    assert {"baseline", *instruction_sets.ONEDNN, "amx"} == set(isa.LEVELS)
 
 
 @pytest.mark.skipif(not native.available(), reason="levels are the native extension's")

@@ -175,7 +175,7 @@ def test_packed_weights_serve_other_levels(int16_level):
             assert error(L.linear(x, packed), exact(x, weight)) <= 4e-3, other
 
 
-def test_joined_weights_of_which_one_does_not_fit(int16_level):
+def test_joined_weights_give_the_same_bits(int16_level):
     x, weight = operands(k=64, outs=64)
     packs = [pack(weight), pack(weight * 3)]
     joined, _ = L.join(packs)

@@ -34,7 +34,7 @@ WORTH_IT = 1.15
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
 _A_PRODUCT = {"avx512_bf16": 0.5, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
-_WIDENED = ("avx2", native.PLAIN_AVX2, "avx512", "avx512_vnni", "avx512_bf16_widened")
+_WIDENED = (*native.WITHOUT_BFLOAT16, "avx512_bf16_widened")
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180, (torch.bfloat16, 4): 450}
 
 

@@ -64,8 +64,8 @@ class ConvolutionPiece(WeightLayerPiece):
             return self.numbers
         weight = tensors[0]
         assert weight is not None
-        ours = self._our_kernel(weight, dtype, self._comes_out_channels_last(weight))
-        if dtype == torch.bfloat16 and ours is None and not onednn_has_bfloat16():
+        channels_last = self._comes_out_channels_last(weight)
+        if dtype == torch.bfloat16 and not onednn_has_bfloat16() and self._our_kernel(weight, dtype, channels_last) is None:
             return "torch's oneDNN has no bfloat16 on this machine"
         if self.would_be_a_copy(tensors, dtype):
             return "low memory: a float32 pack would be a second copy"
@@ -116,7 +116,7 @@ class ConvolutionPiece(WeightLayerPiece):
         """
         if dtype != torch.bfloat16 or self.transposed or weight.dim() != 4 or self.followers.form.post_op is None:
             return None
-        if native.active_level() in (*native.SCALED, "avx512"):
+        if native.active_level() in (*native.WITHOUT_BFLOAT16, native.FLOAT16):
             return last_kernel
         few = weight.shape[2] * weight.shape[3] <= first_kernel.MOST_TAPS
         return first_kernel if few and not channels_last and native.active_level() == "avx512_bf16" else None

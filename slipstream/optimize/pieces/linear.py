@@ -19,8 +19,6 @@ from slipstream.optimize.pieces.piece import Tensors
 from slipstream.optimize.pieces.weight_layer import PrecisionPiece, WeightLayerPiece
 from slipstream.runtime import isa
 
-_EMULATE = ("baseline", "avx2", native.PLAIN_AVX2, "avx512", "avx512_vnni")
-
 
 def onednn_has_bfloat16() -> bool:
     """Whether torch's own oneDNN multiplies bfloat16 on this machine, and not by emulation.
@@ -30,7 +28,7 @@ def onednn_has_bfloat16() -> bool:
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if native.available():
-        return native.active_level() not in _EMULATE
+        return native.active_level() not in ("baseline", *native.WITHOUT_BFLOAT16)
     return bool(isa.cpu_flags() & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 
 
