@@ -29,6 +29,7 @@ from slipstream.optimize.graph.makers.share import share
 from slipstream.optimize.graph.makers.written_out import read_written_out
 from slipstream.optimize.graph.makers.written_out_attention import read_attention
 from slipstream.optimize.graph.mutation import make_pure
+from slipstream.optimize.graph.nodes import tensor
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import PackedOperator, WeightOperator
@@ -43,7 +44,7 @@ from slipstream.optimize.options import Options
 class Lowered:
     """``reference`` is the script's own arithmetic without in-place operations, ``fast`` ours; both are pure.
 
-    ``product`` is the least precise dtype that is multiplied in or results are kept in, ``regions`` whether there is autocast
+    ``product`` is the least precise dtype that is multiplied in or results are made in, ``regions`` whether there is autocast
     within.
     """
 
@@ -103,9 +104,21 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)
-    products = {node.target.product for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)}
-    rounds = torch.bfloat16 in products or low  # results may be kept in it where no product is
-    return Lowered(reference, fast, operators, torch.bfloat16 if rounds else torch.float32, regions)
+    return Lowered(reference, fast, operators, _coarsest(graph, kept=bool(low)), regions)
+
+
+def _coarsest(graph: fx.Graph, kept: bool) -> torch.dtype:
+    """bfloat16 if anything is multiplied in it, kept by us, or made by the script itself, in it; otherwise float32."""
+    multiplied = any(
+        node.target.product is torch.bfloat16 for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)
+    )
+    made = any(node.op not in ("placeholder", "get_attr") and _is_bfloat16(node) for node in graph.nodes)
+    return torch.bfloat16 if kept or multiplied or made else torch.float32
+
+
+def _is_bfloat16(node: fx.Node) -> bool:
+    made = tensor(node)
+    return made is not None and made.dtype is torch.bfloat16
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:
