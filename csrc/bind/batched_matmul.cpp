@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "../isa/level.h"
-#include "half_operands.h"
+#include "scaled_operands.h"
 #include "partition.h"
 #include "scratch.h"
 #include "tensor_rows.h"
@@ -264,7 +264,7 @@ Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> ad
   Tensor y = empty(sizes, scalar_type(p.y_type));
   p.y = y.data_ptr();
   fold(p);
-  p.half = table().fit_panel && bfloat16 && p.m >= kLeastRowsOfHalf && p.k > 0;
+  p.half = table().scaled_type == ElementType::float16 && bfloat16 && p.m >= kLeastRowsOfHalf && p.k > 0;
   run(p);
   return y;
 }

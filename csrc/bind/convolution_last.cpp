@@ -5,7 +5,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
-#include "half_operands.h"
+#include "scaled_operands.h"
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
@@ -119,9 +119,8 @@ void run_images(const ConvolutionLastCall& call, int64_t batch, int64_t groups) 
   });
 }
 
-// What images of x are scaled by on their way to float16.
-std::unique_ptr<HalfScale[]> scale_rows(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
-  const auto largest_magnitude = table().largest_magnitude;
+// What images of x are scaled by.
+std::unique_ptr<OperandScale[]> scale_rows(const ConvolutionLastCall& call, int64_t batch, int64_t groups) {
   const Images& x = call.x;
   const int64_t channels = call.in_channels * groups;
   // What lies side by side in a row of an image: a channel's pixels, all of the row, or a pixel's channels.
@@ -131,13 +130,11 @@ std::unique_ptr<HalfScale[]> scale_rows(const ConvolutionLastCall& call, int64_t
   const Runs runs = call.channel != 1     ? Runs{channels, call.channel, call.width}
                     : x.pixel == channels ? Runs{1, 0, call.width * channels}
                                           : Runs{call.width, x.pixel, channels};
-  return scale_pieces(batch, call.height, call.width * channels, 0, [&](int64_t image, int64_t row) {
-    uint32_t largest = 0;
+  return scale_pieces(x.data, x.type, batch, call.height, call.width * channels, 0, [&](int64_t image, int64_t row, const auto& take) {
     for (int64_t i = 0; i < runs.count; ++i) {
       const int64_t begin = image * x.image + row * x.row + i * runs.apart;
-      largest = std::max(largest, largest_magnitude(x.data, x.type, begin, begin + runs.size));
+      take(begin, begin + runs.size);
     }
-    return largest;
   });
 }
 
@@ -149,13 +146,13 @@ ConvolutionLastCall image_of(ConvolutionLastCall call, int64_t index) {
   return call;
 }
 
-// Where weights are float16 all images are too, and those that do not fit are computed again, by themselves.
+// Where weights are scaled all images are too, and those that do not fit are computed again, by themselves.
 void run(ConvolutionLastCall call, int64_t batch, int64_t groups) {
-  if (call.linear.weight_type != ElementType::float16) return run_images(call, batch, groups);
-  const std::unique_ptr<HalfScale[]> scales = scale_rows(call, batch, groups);
-  call.half = scales.get();
+  if (!is_scaled(call.linear.weight_type)) return run_images(call, batch, groups);
+  const std::unique_ptr<OperandScale[]> scales = scale_rows(call, batch, groups);
+  call.scales = scales.get();
   run_images(call, batch, groups);
-  call.half = nullptr;
+  call.scales = nullptr;
   for (int64_t image = 0; image < batch; ++image) {
     if (scales[image].back == 0) run_images(image_of(call, image), 1, groups);
   }

@@ -6,7 +6,7 @@
 
 #include "../isa/level.h"
 #include "element.h"
-#include "half_operands.h"
+#include "scaled_operands.h"
 #include "linear_operands.h"
 #include "partition.h"
 #include "run_linear.h"
@@ -130,9 +130,8 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool scal
   const Rows rows = as_rows(weight, "weight", holder, n);
   const int64_t k = weight.size(1);
   n = weight.size(0);
-  const std::optional<ElementType> type = scaled_type();
-  if (scaled && bfloat16 && parts == 1 && type) {
-    if (std::optional<Tensor> fitted = pack_scaled(rows, n, k, *type)) return *fitted;
+  if (scaled && bfloat16 && parts == 1 && table().fit_panel) {
+    if (std::optional<Tensor> fitted = pack_scaled(rows, n, k, table().scaled_type)) return *fitted;
   }
   return pack_as(rows, n, k, bfloat16 ? ElementType::bfloat16 : ElementType::float32, parts);
 }

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "half_operands.h"
+#include "scaled_operands.h"
 #include "tensor_rows.h"
 
 namespace slipstream {

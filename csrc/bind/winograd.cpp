@@ -3,10 +3,11 @@
 #include <atomic>
 #include <cstring>
 #include <optional>
+#include <vector>
 
 #include "../isa/level.h"
 #include "element.h"
-#include "half_operands.h"
+#include "scaled_operands.h"
 #include "image_rows.h"
 #include "partition.h"
 #include "scratch.h"
@@ -71,11 +72,12 @@ Tensor pack_as(const WeightSource& source, int64_t tile, ElementType type) {
   return packed;
 }
 
-// The same as float16; nothing where a point of a panel does not fit.
+// The same as the level's scaled type; nothing where a point of a panel does not fit.
 std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile) {
+  const ElementType type = table().scaled_type;
   const int64_t panels = round_up(source.out, kPanelColumns) / kPanelColumns, points = (tile + 2) * (tile + 2);
-  const int64_t from_size = panel_size(ElementType::float32, source.in), to_size = panel_size(ElementType::float16, source.in);
-  Tensor packed = empty({panels, points * to_size}, ScalarType::Half);
+  const int64_t from_size = panel_size(ElementType::float32, source.in), to_size = panel_size(type, source.in);
+  Tensor packed = empty({panels, points * to_size}, scalar_type(type));
   uint16_t* to = static_cast<uint16_t*>(packed.data_ptr());
   std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
@@ -92,26 +94,29 @@ std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile) {
   return packed;
 }
 
-// weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h. With float16, it
-// becomes that where the level multiplies it and the weight fits; else bfloat16, whose digits do for tiles of 2, or float32.
-Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16, bool float16) {
+// weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h. With scaled, instead
+// of bfloat16 it becomes what the level multiplies scaled, where the weight fits; else bfloat16, whose digits do for tiles of 2, if the
+// level multiplies that no slower than float32, or float32.
+Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16, bool scaled) {
   STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3,
                   "weight: not of shape [out, in, 3, 3]");
-  STD_TORCH_CHECK(tile == 2 || (tile == 4 && (float16 || !bfloat16)), "tile: 2, or 4 in float32 and float16");
+  STD_TORCH_CHECK(tile == 2 || (tile == 4 && (scaled || !bfloat16)), "tile: 2, or 4 in float32 and scaled");
   const Tensor weight = torch::stable::contiguous(weight_in);
   const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
-  if (float16 && bfloat16 && table().fit_panel) {
+  bool halves = bfloat16 && tile == 2;
+  if (scaled && bfloat16 && table().fit_panel) {
     if (std::optional<Tensor> fitted = pack_fitted(source, tile)) return *fitted;
+    halves &= table().scaled_type == ElementType::float16;
   }
-  return pack_as(source, tile, bfloat16 && tile == 2 ? ElementType::bfloat16 : ElementType::float32);
+  return pack_as(source, tile, halves ? ElementType::bfloat16 : ElementType::float32);
 }
 
-// A weight of float16 as float32, for a level that does not multiply float16.
-Tensor widen_weight(const Tensor& packed, int64_t points, int64_t in_channels) {
+// A scaled weight as float32, for a level that multiplies none such.
+Tensor widen_weight(const Tensor& packed, ElementType type, int64_t points, int64_t in_channels) {
   const int64_t panels = packed.size(0), size = panel_size(ElementType::float32, in_channels);
   Tensor widened = empty({panels, points * size}, ScalarType::Float);
   float* to = static_cast<float*>(widened.data_ptr());
-  for_each_widened(static_cast<const uint16_t*>(packed.data_ptr()), ElementType::float16, panels * points, in_channels,
+  for_each_widened(static_cast<const uint16_t*>(packed.data_ptr()), type, panels * points, in_channels,
                    [&](int64_t panel, int64_t i, float value) {
                      const int64_t channel = i / (2 * kPanelColumns) * 2 + i % 2, column = i / 2 % kPanelColumns;
                      if (channel < in_channels) to[panel * size + channel * kPanelColumns + column] = value;
@@ -143,8 +148,8 @@ WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channel
                       packed.size(1) == call.points() * panel_size(call.weight_type, call.in_channels),
                   "packed: not packed for these sizes");
   weight_holder = packed;
-  if (call.weight_type == ElementType::float16 && !table().fit_panel) {
-    weight_holder = widen_weight(packed, call.points(), call.in_channels);
+  if (is_scaled(call.weight_type) && table().scaled_type != call.weight_type) {
+    weight_holder = widen_weight(packed, call.weight_type, call.points(), call.in_channels);
     call.weight_type = ElementType::float32;
   }
   call.weight = weight_holder.data_ptr();
@@ -175,14 +180,25 @@ WinogradCall image_of(WinogradCall call, int64_t index) {
   return call;
 }
 
-// Where weights are float16 all images are too, and those that do not fit are computed again, by themselves.
+// Where weights are scaled all images are too, and those that do not fit are computed again, by themselves.
+void run_in_integers(WinogradCall call) {
+  std::vector<uint8_t> misfits(static_cast<size_t>(call.batch));
+  call.misfits = misfits.data();
+  run_tiles(call);
+  call.misfits = nullptr;
+  for (int64_t image = 0; image < call.batch; ++image) {
+    if (misfits[static_cast<size_t>(image)]) run_tiles(image_of(call, image));
+  }
+}
+
 void run(WinogradCall call) {
+  if (call.weight_type == ElementType::int16) return run_in_integers(call);
   if (call.weight_type != ElementType::float16) return run_tiles(call);
   const int64_t size = call.height * call.width * call.in_channels;
-  const std::unique_ptr<HalfScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, transform_bits(call.tile));
-  call.half = scales.get();
+  const std::unique_ptr<OperandScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, transform_bits(call.tile));
+  call.scales = scales.get();
   run_tiles(call);
-  call.half = nullptr;
+  call.scales = nullptr;
   for (int64_t image = 0; image < call.batch; ++image) {
     if (scales[image].back == 0) run_tiles(image_of(call, image));
   }
@@ -220,7 +236,7 @@ Tensor winograd(const Tensor& x, const Tensor& packed, int64_t out_channels, int
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
-  library.def("pack_winograd(Tensor weight, int tile, bool bfloat16, bool float16=False) -> Tensor");
+  library.def("pack_winograd(Tensor weight, int tile, bool bfloat16, bool scaled=False) -> Tensor");
   library.def(
       "winograd(Tensor x, Tensor packed, int out_channels, int tile, int padding_height, int padding_width, Tensor? bias, "
       "int post_op, Tensor? residual, bool bfloat16_out) -> Tensor");

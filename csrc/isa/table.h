@@ -9,7 +9,7 @@
 #include "../kernels/convolution_last_call.h"
 #include "../kernels/depthwise_call.h"
 #include "../kernels/group_norm_call.h"
-#include "../kernels/half_call.h"
+#include "../kernels/operand_scale.h"
 #include "../kernels/linear.h"
 #include "../kernels/pooling_call.h"
 #include "../kernels/norm_call.h"
@@ -24,13 +24,17 @@ struct KernelTable {
   // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
-  // Where bfloat16 is multiplied as float16 (kernels/half_operands.h); null elsewhere.
-  bool (*fit_panel)(const uint8_t* panel, int64_t steps, uint8_t* to, float* back);
-  bool (*fit_panel_of_floats)(const float* panel, int64_t k, uint8_t* to, float* back);
+  // How bfloat16 is multiplied scaled: as float16 (kernels/half_operands.h), as int16 (kernels/int16_operands.h); or as it is, and
+  // then what follows is null.
+  ElementType scaled_type;
+  // Packs a packed panel of bfloat16 or float32, of depth k, so; to back[32], what each column's products are put back by. False
+  // where it does not fit.
+  bool (*fit_panel)(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back);
   uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end);
-  HalfScale (*half_scale)(uint32_t largest_bits);
-  // Where it is multiplied as 16-bit integers (kernels/int16_operands.h); null elsewhere.
-  bool (*fit_panel_int16)(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back);
+  OperandScale (*operand_scale)(uint32_t largest_bits);
+  // Above 0 where too many of these elements are faint beside the largest, whose bits are given; sums of it say it for all that are
+  // summed. Null where that loses nothing.
+  int32_t (*faintness)(const void* data, ElementType type, int64_t begin, int64_t end, uint32_t largest_bits);
   // linear's for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);

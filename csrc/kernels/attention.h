@@ -216,13 +216,13 @@ inline bool fit_packed(const AttentionCall& call, const AttentionBuffers& b) {
   bool fits = true;
   for (int64_t key = 0; key < call.keys; key += kPanelColumns) {
     uint8_t* panel = b.k + key / kPanelColumns * key_steps * kStepBytes;
-    fits &= fit_panel(panel, key_steps, panel, b.back_k + key);
+    fits &= fit_panel_of_halves(panel, key_steps, panel, b.back_k + key);
   }
   uint8_t* panel = b.v;
   for (int64_t first = 0; first < call.keys; first += kKeyBlock) {
     const int64_t left = call.keys - first, steps = ((left < kKeyBlock ? left : kKeyBlock) + 1) / 2;
     for (int64_t p = 0; p < panels; ++p, panel += steps * kStepBytes) {
-      fits &= fit_panel(panel, steps, panel, b.back_v + first / kKeyBlock * b.value_columns + p * kPanelColumns);
+      fits &= fit_panel_of_halves(panel, steps, panel, b.back_v + first / kKeyBlock * b.value_columns + p * kPanelColumns);
     }
   }
   return fits;
@@ -233,7 +233,7 @@ inline void attend_misfits(const AttentionCall& call, const AttentionPart& part,
   for (int64_t row = part.begin; row < part.end; ++row) {
     bool fits = true;
     for (int64_t head = 0; head < call.heads; ++head) {
-      fits &= half_scale(largest_magnitude(query_at(call, head, row), call.q.type, 0, call.depth)).back > 0;
+      fits &= operand_scale(largest_magnitude(query_at(call, head, row), call.q.type, 0, call.depth)).back > 0;
     }
     if (!fits) attend<Step::float32>(call, {row, row + 1}, scratch);
   }

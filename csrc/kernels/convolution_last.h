@@ -116,14 +116,12 @@ void convolve_last(const ConvolutionLastCall& call, const LinearPart& part, void
           for (int64_t s = 0; s < stretch_count; ++s) {
             const Stretch<X>& stretch = stretches[s];
             StripsOfRuns<step>::of[stretch.count - 1](stretch.x, plan.image.position, w, runs, count, sums);
-#ifdef SLIPSTREAM_HALF
             if constexpr (kPutsBack<step>) {
               float back[kStripRows];
-              const float of_image = back_of_image<step>(call.half, stretch.pixel / (call.out_height * call.out_width));
+              const float of_image = back_of_image<step>(call.scales, stretch.pixel / (call.out_height * call.out_width));
               for (float& of_row : back) of_row = of_image;
               put_back(sums, stretch.count, back, back_of_columns(call, panel));
             }
-#endif
             finish_stretch(call, plan.image, stretch, sums, panel);
           }
         }
@@ -143,21 +141,11 @@ void lines_or_images(const ConvolutionLastCall& call, const LinearPart& part, vo
 
 // Rows of y are the part's rows here: out_height of each image.
 inline size_t convolution_last_scratch(const ConvolutionLastCall& call, const LinearPart& part) {
-#ifdef SLIPSTREAM_HALF
-  if (call.linear.weight_type == ElementType::float16) {
-    return call.half ? scratch_of<Step::half>(call, part) : scratch_of<Step::widen_half>(call, part);
-  }
-#endif
   return call.linear.weight_type == ElementType::bfloat16 ? scratch_of<kBf16Step>(call, part)
                                                           : scratch_of<Step::float32>(call, part);
 }
 
 inline void convolution_last(const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
-#ifdef SLIPSTREAM_HALF
-  if (call.linear.weight_type == ElementType::float16) {
-    return call.half ? lines_or_images<Step::half>(call, part, scratch) : lines_or_images<Step::widen_half>(call, part, scratch);
-  }
-#endif
   call.linear.weight_type == ElementType::bfloat16 ? lines_or_images<kBf16Step>(call, part, scratch)
                                                    : lines_or_images<Step::float32>(call, part, scratch);
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "depthwise_call.h"
-#include "half_call.h"
+#include "operand_scale.h"
 #include "linear.h"
 
 namespace slipstream {
@@ -19,8 +19,8 @@ struct ConvolutionLastCall {
   // in linear.h, in panels of the depth [row of the kernel][row_depth()]: a row of the kernel times in_channels, as pixels of
   // one row lie in memory, and zeros behind it; or in parts of bfloat16.
   LinearCall linear;
-  // Weights of float16: what each image of x is scaled by, or null, and then they are widened.
-  const HalfScale* half = nullptr;
+  // Scaled weights: what each image of x is scaled by, or null, and then they are widened.
+  const OperandScale* scales = nullptr;
 
   int64_t taps() const { return kernel_height * kernel_width; }
   int64_t row_depth() const { return packed_depth(linear.weight_type, kernel_width * in_channels); }

@@ -30,7 +30,7 @@ struct SeenLines {
 };
 
 // Where the results of a strip go: to y at its first output and column, between bounds, or unfinished to sums [rows][32], where sums
-// of lines wait as well. `back`: what float16 is put back by, of the image and of the strip's columns.
+// of lines wait as well. `back`: what scaled operands are put back by, of the image and of the strip's columns.
 struct LinesEnd {
   const LinearCall* call;
   int64_t row, column;
@@ -62,11 +62,11 @@ SLIPSTREAM_INLINE void store_sums(const Vec (&sums)[rows][vectors], float* to) {
   }
 }
 
-// all[r][v] = the product over all lines; those of float16 over as many lines at a time as its sums may be long.
+// all[r][v] = the product over all lines; those of scaled operands over as many lines at a time as their sums may be long.
 template <Step step, int rows, int vectors>
 SLIPSTREAM_INLINE void sum_lines(Vec (&all)[rows][vectors], const SeenLines<step>& seen, const uint8_t* w, const LinesEnd& end) {
   using Sum = typename StepOf<step>::Sum;
-  const int64_t together = step == Step::half ? kMostSteps<step> / seen.steps : seen.count;
+  const int64_t together = kScalesX<step> ? kMostSteps<step> / seen.steps : seen.count;
   int64_t done = 0;
   auto add = [&](const Sum (&part)[rows][vectors]) {
 #pragma GCC unroll 16
@@ -78,7 +78,7 @@ SLIPSTREAM_INLINE void sum_lines(Vec (&all)[rows][vectors], const SeenLines<step
       }
     }
   };
-  if constexpr (step == Step::half) {
+  if constexpr (kScalesX<step>) {
     for (; seen.count - done > together; done += together) {
       Sum part[rows][vectors] = {};
       multiply_lines<step, rows, vectors>(part, seen, done, done + together, w);
@@ -226,7 +226,7 @@ class Lines {
     copy_pixels(call_, index, source, -call_.padding_width, plan_.pixels, call_.in_channels, line);
     __builtin_memset(line + used, 0, static_cast<size_t>(plan_.line - used) * sizeof(X));
     // A step that goes beyond a window takes a neighbour times a weight of zero. (What was scaled is finite.)
-    const bool beyond = step != Step::half && plan_.steps * StepOf<step>::depth != call_.kernel_width * call_.in_channels;
+    const bool beyond = !kScalesX<step> && plan_.steps * StepOf<step>::depth != call_.kernel_width * call_.in_channels;
     finite_[slot] = !beyond || all_finite(line, plan_.line);
   }
 
@@ -282,7 +282,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
   const StripOfLines<step>* one = strips_of_lines<step, 1>(linear, bounded);
   const int64_t panel_bytes = call.panel_bytes(), row_bytes = call.row_bytes();
   const uint8_t* weight = static_cast<const uint8_t*>(linear.weight) + lines.first() * row_bytes;
-  end.back = back_of_image<step>(call.half, row / call.out_height);
+  end.back = back_of_image<step>(call.scales, row / call.out_height);
   const int64_t strips = (call.out_width + kStripRows - 1) / kStripRows, stop = part.m_end * call.out_width;
   const int64_t y_bytes = linear.y_stride * (linear.y_type == ElementType::float32 ? 4 : 2);
   const bool whole_rows = (part.panel_end - part.panel_begin) * kPanelColumns >= linear.n;

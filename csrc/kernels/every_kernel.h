@@ -26,7 +26,7 @@
 #include "batched_matmul.h"
 #include "recurrent.h"
 #include "convolution.h"
-#include "convolution_last_half.h"
+#include "convolution_last_scaled.h"
 #include "convolution_last_image.h"
 #include "convolution_lines.h"
 #include "convolution_last.h"
@@ -41,29 +41,9 @@ namespace SLIPSTREAM_LEVEL {
 
 constexpr KernelTable every_kernel() {
   KernelTable table{};
+  table.scaled_type = ElementType::bfloat16;
   table.linear_scratch = linear_scratch;
   table.linear = linear;
-#ifdef SLIPSTREAM_HALF
-  table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
-    return call.weight_type == ElementType::float16 ? scaled_scratch<Step::half>(call, part) : linear_scratch(call, part);
-  };
-  table.linear = [](const LinearCall& call, const LinearPart& part, void* scratch) {
-    call.weight_type == ElementType::float16 ? ScaledLinear<Step::half>(call, part, scratch).run() : linear(call, part, scratch);
-  };
-  table.fit_panel = fit_panel;
-  table.fit_panel_of_floats = fit_panel_of_floats;
-  table.largest_magnitude = largest_magnitude;
-  table.half_scale = half_scale;
-#endif
-#ifdef SLIPSTREAM_INT16
-  table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
-    return call.weight_type == ElementType::int16 ? scaled_scratch<Step::int16>(call, part) : linear_scratch(call, part);
-  };
-  table.linear = [](const LinearCall& call, const LinearPart& part, void* scratch) {
-    call.weight_type == ElementType::int16 ? ScaledLinear<Step::int16>(call, part, scratch).run() : linear(call, part, scratch);
-  };
-  table.fit_panel_int16 = fit_panel_int16;
-#endif
   table.pack_matrix = pack_matrix;
   table.activation = activation;
   table.gate_rows = gate_rows;

@@ -122,9 +122,6 @@ inline void settle_group(const GroupNormCall& call, float* moments, float* table
   }
 }
 
-template <typename Y>
-constexpr ElementType kTypeOf = sizeof(Y) == 2 ? ElementType::bfloat16 : ElementType::float32;
-
 template <PostOp op, typename X, typename Y>
 void finish_pixels(const GroupNormCall& call, const X* x, Y* y, int64_t pixels, const float* table) {
   const int64_t channels = call.channels;

@@ -36,12 +36,15 @@ static_assert(kHalfExponent / 2 - kWidenedExponent == -40, "");
 
 // A power of two by which values up to a largest magnitude fit float16, and what their products are put back by; zeros where they
 // do not fit. The magnitude is given as the bits of a float, which order as magnitudes do.
-inline HalfScale half_scale(uint32_t largest_bits) {
+inline OperandScale operand_scale(uint32_t largest_bits) {
   int exponent = static_cast<int>(largest_bits >> 23);
   if (exponent > kOne + kFittingRows) return {0, 0};
   exponent = exponent < kLeastOfRows ? kLeastOfRows : exponent;
   return {power_of_two(kLargestHalf - kOneHalf + kOne - exponent), power_of_two(exponent - kBackBias)};
 }
+
+// Faint values keep their digits.
+constexpr int32_t (*faintness)(const void*, ElementType, int64_t, int64_t, uint32_t) = nullptr;
 
 // A register of bfloat16, or the first `count` of them and zeros.
 constexpr int64_t kHalves = 2 * kWidth;
@@ -97,7 +100,7 @@ class MovedBits {
 inline float fit_row(const Rows& x, int64_t row, int64_t k, Half* to) {
   const int64_t from = row * x.stride, end = from + k;
   const uint32_t largest = largest_magnitude(x.data, x.type, from, end);
-  const HalfScale scale = half_scale(largest);
+  const OperandScale scale = operand_scale(largest);
   if (scale.back == 0) {
     __builtin_memset(to, 0, static_cast<size_t>(round_up(k, kHalves)) * sizeof(Half));
     return 0;
@@ -135,7 +138,7 @@ inline bool fit_columns(VecI (&exponents)[kPanelColumns / kWidth]) {
 
 // A panel of bfloat16 weights, `steps` steps deep, as float16; to back[32], what each column's products are put back by. False
 // where it does not fit.
-inline bool fit_panel(const uint8_t* panel, int64_t steps, uint8_t* to, float* back) {
+inline bool fit_panel_of_halves(const uint8_t* panel, int64_t steps, uint8_t* to, float* back) {
   constexpr int vectors = kPanelColumns / kWidth;
   auto load_weights = [&](int64_t s, int v) { return reinterpret_cast<VecHH>(load_words(panel + s * kStepBytes + v * kWidth * 4)); };
   VecHH largest[vectors] = {};
@@ -190,6 +193,11 @@ inline bool fit_panel_of_floats(const float* panel, int64_t k, uint8_t* to, floa
     }
   }
   return true;
+}
+
+inline bool fit_panel(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back) {
+  if (type == ElementType::float32) return fit_panel_of_floats(static_cast<const float*>(panel), k, to, back);
+  return fit_panel_of_halves(static_cast<const uint8_t*>(panel), packed_depth(type, k) / 2, to, back);
 }
 
 }  // namespace SLIPSTREAM_LEVEL

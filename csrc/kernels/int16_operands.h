@@ -7,8 +7,9 @@
 // row (2^-13 in the mean of all powers of two, evenly), where bfloat16 loses up to 2^-9 of each. That is less as long as the largest
 // is not some 17 times the root of the mean square, and about bfloat16's up to 40.
 // What it must not be is most of a row being nothing beside one element, which may yet decide where the weights of that element
-// are as small: features of several scales, say. Rows in which a quarter of what is not zero is below 2^-9 of the largest, and panels
-// of weights in which an eighth is below 2^-7, do not fit. Nor what is not finite or far beyond 1. Rows are then multiplied widened;
+// are as small: features of several scales, say. Rows in which a quarter of what is not zero is below 2^-9 of the largest, images (which
+// have one scale for all) in which it is below 2^-7, and panels of weights in which an eighth is, do not fit. Nor what is not finite or
+// far beyond 1. Rows are then multiplied widened;
 // a weight that does not fit stays bfloat16.
 // Needs simd/dot_int16.h and kernels/linear_int8.h.
 
@@ -18,7 +19,7 @@ namespace SLIPSTREAM_LEVEL {
 constexpr int kExponentOfOne = 127;               // as a float has it
 constexpr int kIntegerExponent = 11;              // of the largest integer
 constexpr int kMostOfRows = 60, kLeastOfRows = -100, kMostOfColumns = 40, kLeastOfColumns = -40;  // exponents that fit
-constexpr int kFaintInRow = 9, kFaintInPanel = 7;  // faint is what is less than 2^-9 of the largest's power of two ...
+constexpr int kFaintInRow = 9, kFaintInImage = 7, kFaintInPanel = 7;  // faint is what is less than 2^-9 of the largest's power of two ...
 constexpr int kFaintRows = 2, kFaintPanels = 3;    // ... and of what is not zero no more than one in 2^2 may be
 constexpr float kLargestWeight = 4095;                // 4096 * 4096 * 128 would be no int32
 
@@ -43,12 +44,38 @@ SLIPSTREAM_INLINE VecU rounded_to_words(Vec v) {
   const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it leaves an integer in the low bits
   return reinterpret_cast<VecU>(v + magic) & 0xffffu;
 }
-SLIPSTREAM_INLINE void store_integers(int16_t* p, Vec v) {
-  *reinterpret_cast<VecHInMemory*>(p) = narrowed(rounded_to_words(v));
+SLIPSTREAM_INLINE void store(int16_t* p, Vec v) { *reinterpret_cast<VecHInMemory*>(p) = narrowed(rounded_to_words(v)); }
+SLIPSTREAM_INLINE void store_first(int16_t* p, int64_t count, Vec v) {
+  const VecH integers = narrowed(rounded_to_words(v));
+  __builtin_memcpy(p, &integers, static_cast<size_t>(count) * sizeof *p);
 }
 
 constexpr int16_t kMagnitudeBits = 0x7fff;
 constexpr int32_t kHighHalf = 0x7fff0000;
+
+// The largest magnitude of some neighbouring elements, as bits of a float: that of infinity and NaN above all others.
+inline uint32_t largest_magnitude(const void* data, ElementType type, int64_t begin, int64_t end) {
+  return static_cast<uint32_t>(range_of_row<false>({data, 1, type}, end - begin, begin).largest_bits);
+}
+
+inline OperandScale operand_scale(uint32_t largest_bits) {
+  int exponent = static_cast<int>(largest_bits >> 23) - kExponentOfOne;
+  if (exponent > kMostOfRows) return {0, 0};
+  exponent = exponent < kLeastOfRows ? kLeastOfRows : exponent;
+  return {power_of_two(kIntegerExponent - exponent), power_of_two(exponent - kIntegerExponent)};
+}
+
+// Above 0 where too many of some neighbouring elements of an image are faint beside its largest.
+inline int32_t faintness(const void* data, ElementType type, int64_t begin, int64_t end, uint32_t largest_bits) {
+  const int exponent = static_cast<int>(largest_bits >> 23) - kFaintInImage;
+  const VecI below = ((exponent > 0 ? exponent : 0) << 23) - VecI{};
+  VecI faint{};
+  for (int64_t i = begin; i < end; i += kWidth) {
+    const Vec v = i + kWidth <= end ? load_element(data, type, i) : load_element_partly(data, type, i, end - i);
+    faint += faint_beyond(reinterpret_cast<VecI>(absolute(v)), below, kFaintRows);
+  }
+  return sum_of_lanes(faint);
+}
 
 // Rounds a row of x to integers in `to`, zero-padded to a whole register. Returns what its products are put back by, or 0 where
 // the row does not fit: then what is in `to` is of no use.
@@ -82,22 +109,53 @@ inline float fit_row(const Rows& x, int64_t row, int64_t k, int16_t* to) {
   for (int64_t i = from; i < whole; i += pairs, to += pairs) {
     const VecU words = load_words(halves + i);
     faint_halves += faint_beyond(reinterpret_cast<VecInt16>(words) & kMagnitudeBits, below_halves, kFaintRows);
-    store_integers(to, load(halves + i) * scale);
-    store_integers(to + kWidth, load(halves + i + kWidth) * scale);
+    store(to, load(halves + i) * scale);
+    store(to + kWidth, load(halves + i + kWidth) * scale);
   }
   for (int64_t i = whole; i < end; i += kWidth, to += kWidth) {
     const Vec v = element(i);
     faint += faint_beyond(reinterpret_cast<VecI>(absolute(v)), below, kFaintRows);
-    store_integers(to, v * scale);
+    store(to, v * scale);
   }
   const VecI both = reinterpret_cast<VecI>(faint_halves);
   return sum_of_lanes(faint + ((both << 16) >> 16) + (both >> 16)) > 0 ? 0 : power_of_two(exponent - kIntegerExponent);
 }
 
+// Rows of floats that belong together, up to kMostTogether of them, each by its own largest; k is padded with zeros to whole registers.
+// For every `tested` of them is asked whether they are faint: of rows with the same columns that says it for all. To back[row *
+// back_stride], what products are put back by. False where they do not fit; then what is in `to` is of no use.
+constexpr int64_t kMostTogether = 36;
+inline bool fit_rows_together(const float* rows, int64_t stride, int64_t count, int64_t k, int64_t tested, int16_t* to,
+                              int64_t to_stride, float* back, int64_t back_stride) {
+  int32_t largest[kMostTogether];
+  for (int64_t r = 0; r < count; ++r) {  // all of them first, so that none waits for the lanes of the one before it
+    VecI of_row{};
+    for (int64_t i = 0; i < k; i += kWidth) of_row = larger(of_row, reinterpret_cast<VecI>(absolute(load(rows + r * stride + i))));
+    largest[r] = largest_lane(of_row);
+  }
+  bool fits = true;
+  VecI faint{};
+  for (int64_t r = 0; r < count; ++r) {
+    int exponent = (largest[r] >> 23) - kExponentOfOne;
+    fits &= exponent <= kMostOfRows;
+    exponent = exponent < kLeastOfRows ? kLeastOfRows : exponent > kMostOfRows ? kMostOfRows : exponent;
+    const Vec scale = broadcast(power_of_two(kIntegerExponent - exponent));
+    back[r * back_stride] = power_of_two(exponent - kIntegerExponent);
+    const float* row = rows + r * stride;
+    for (int64_t i = 0; i < k; i += kWidth) store(to + r * to_stride + i, load(row + i) * scale);
+    if (r % tested != 0) continue;
+    const VecI below = ((exponent + kExponentOfOne - kFaintInRow) << 23) - VecI{};
+    for (int64_t i = 0; i < k; i += kWidth) {
+      faint += faint_beyond(reinterpret_cast<VecI>(absolute(load(row + i))), below, kFaintRows);
+    }
+  }
+  return fits && sum_of_lanes(faint) <= 0;
+}
+
 // A panel of packed weights, bfloat16 or float32, of depth k, as integers; to back[32], what each column's products are put back
 // by. False where it does not fit. Columns that are tiny beside their neighbours, as folded normalization leaves those of channels that
 // training switched off, lose digits.
-inline bool fit_panel_int16(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back) {
+inline bool fit_panel(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back) {
   constexpr int vectors = kPanelColumns / kWidth;
   const bool floats = type == ElementType::float32;
   // Row `i` of the panel, register v of it.

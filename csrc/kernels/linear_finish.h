@@ -1,9 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The end of a linear: a tile of sums goes through bias, post-op, multiplier and residual into y. A residual may come
-// before the post-op instead. Needs kernels/post_op.h.
+// before the post-op instead. Sums of scaled operands are put back before. Needs kernels/post_op.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
+
+// Sums [rows][32] times what their rows and columns are put back by, one after the other: the product of both may be no float.
+inline void put_back(float* sums, int64_t rows, const float* of_rows, const float* of_columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < kPanelColumns; c += kWidth) {
+      float* at = sums + r * kPanelColumns + c;
+      store(at, load(at) * load(of_columns + c) * of_rows[r]);
+    }
+  }
+}
 
 // One register of one row. `count` is kWidth except at the right edge of y.
 template <PostOp op, bool residual_first>

@@ -24,17 +24,6 @@ struct Widened<Step::half> {
 };
 #endif
 
-// Sums [rows][32] times what their rows and columns are put back by, one after the other: the product of both may be no float.
-inline void put_back(float* sums, int64_t rows, const float* of_rows, const float* of_columns) {
-  for (int64_t r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int64_t c = 0; c < kPanelColumns; c += kWidth) {
-      float* at = sums + r * kPanelColumns + c;
-      store(at, load(at) * load(of_columns + c) * of_rows[r]);
-    }
-  }
-}
-
 // Rows that did not fit are multiplied so many at a time.
 constexpr int64_t kMisfitsTogether = 2 * kStripRows;
 

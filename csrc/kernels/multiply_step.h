@@ -61,6 +61,10 @@ struct StepOf<Step::int8> {
 template <Step step>
 constexpr bool kPutsBack = step == Step::half || step == Step::widen_half || step == Step::int16 || step == Step::widen_int16;
 
+// Whether x is scaled as well.
+template <Step step>
+constexpr bool kScalesX = step == Step::half || step == Step::int16;
+
 // Rows of a strip. Where int8 is multiplied in two halves, the halves of the weights need registers: 4 x 2 + 4 + 2 of 16.
 template <Step step>
 constexpr int kRowsOf = step == Step::int8 && !kDotInt8 && kWidth < 16 ? 4 : kStripRows;

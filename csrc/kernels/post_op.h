@@ -19,6 +19,10 @@ SLIPSTREAM_INLINE Vec post_op(Vec v) {
   return v;
 }
 
+// The type that results of Y are.
+template <typename Y>
+constexpr ElementType kTypeOf = sizeof(Y) == 2 ? ElementType::bfloat16 : ElementType::float32;
+
 // A result that is rounded to bfloat16 needs no more of an activation than that keeps.
 template <PostOp op>
 SLIPSTREAM_INLINE Vec post_op_into(ElementType type, Vec v) {

@@ -36,14 +36,32 @@ WinogradBlock winograd_block(const WinogradCall& call, int64_t tiles) {
   return block;
 }
 
-// Bytes of a line of zeros, which stands for pixels outside the image.
-inline int64_t zeros_bytes(const WinogradCall& call) { return round_up(call.in_channels * 4, 64); }
+// Transformed pixels become integers a point and a tile at a time, each scaled by its own largest: all points are known first, as
+// floats, and what they are put back by is another for each.
+template <Step step>
+constexpr bool kFitsPoints = step == Step::int16;
+
+// Where in scratch memory, in bytes: a line of zeros, which stands for pixels outside the image, comes first.
+template <Step step>
+struct WinogradPlan {
+  WinogradBlock block;
+  int64_t input, sums, back, tile, bytes;  // the last two: one tile's points before they are fitted, and all
+  int64_t tile_point;                      // floats from one of those points to the next
+
+  WinogradPlan(const WinogradCall& call, int64_t tiles) : block(winograd_block<step>(call, tiles)) {
+    const int64_t points = call.points();
+    tile_point = kFitsPoints<step> ? round_up(call.in_channels, 16) : 0;
+    input = round_up(call.in_channels * 4, 64);
+    sums = input + points * block.point * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
+    back = sums + points * block.sums_point * 4;
+    tile = back + round_up(block.tiles * (kFitsPoints<step> ? points : 1) * 4, 64);
+    bytes = tile + points * tile_point * 4;
+  }
+};
 
 template <Step step>
 size_t winograd_scratch_of(const WinogradCall& call, const LinearPart& part) {
-  const WinogradBlock block = winograd_block<step>(call, part.m_end - part.m_begin);
-  const int64_t input = call.points() * block.point * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
-  return static_cast<size_t>(zeros_bytes(call) + input + (call.points() * block.sums_point + block.tiles) * 4);
+  return static_cast<size_t>(WinogradPlan<step>(call, part.m_end - part.m_begin).bytes);
 }
 
 // How far ahead outputs are asked for: two tiles take about 1000 cycles, a line from memory about 400.
@@ -103,31 +121,72 @@ void find_pixels(const WinogradCall& call, int64_t index, const Pixel* zeros, Pi
   }
 }
 
-// Tiles [begin, begin + tiles) into `to`. The pixels of each next tile are asked for while one is transformed: they lie in short
-// pieces, of one pixel's channels or a few, which the processor does not foresee.
-template <int tile, Step step, typename Pixel, typename X>
-void transform_tiles(const WinogradCall& call, const WinogradBlock& block, int64_t begin, int64_t tiles, const Pixel* zeros, X* to) {
+// All channels of one tile: to[point * stride + channel]. The pixels of the next tile are asked for meanwhile: they lie in short pieces,
+// of one pixel's channels or a few, which the processor does not foresee.
+template <int tile, Step step, typename Pixel, typename To>
+SLIPSTREAM_INLINE void transform_tile(const WinogradCall& call, const PixelTable<tile, Pixel>& pixels,
+                                      const PixelTable<tile, Pixel>& next, int64_t image, To* to, int64_t stride) {
   constexpr int n = tile + 2;
+  const Vec scale = broadcast(step == Step::half ? call.scales[image].scale : 1.f);
+  auto fitted = [&](Vec pixel) { return step == Step::half ? pixel * scale : pixel; };
+  int64_t c = 0;
+  for (; c + kWidth <= call.in_channels; c += kWidth) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+      for (int j = 2; j < n; ++j) __builtin_prefetch(next[i][j] + c);
+    }
+    transform_input<tile>([&](int i, int j) { return fitted(load(pixels[i][j] + c)); }, to + c, stride);
+  }
+  const int64_t left = call.in_channels - c;
+  if (left > 0) {
+    transform_input<tile>([&](int i, int j) { return fitted(load_first(pixels[i][j] + c, left)); }, to + c, stride);
+  }
+}
+
+// The scratch memory of a part.
+template <Step step>
+struct WinogradScratch {
+  using X = typename StepOf<step>::X;
+  X* input;     // [point][tile][channel]
+  float *sums;  // [point][tile][32], of one panel
+  float *back;  // [tile], or [point][tile]: what products are put back by
+  float *tile;  // [point][channel], of one tile
+
+  WinogradScratch(void* scratch, const WinogradPlan<step>& plan) {
+    char* bytes = static_cast<char*>(scratch);
+    input = reinterpret_cast<X*>(bytes + plan.input);
+    sums = reinterpret_cast<float*>(bytes + plan.sums);
+    back = reinterpret_cast<float*>(bytes + plan.back);
+    tile = reinterpret_cast<float*>(bytes + plan.tile);
+  }
+};
+
+// The points of the block's tile t from scratch.tile, as integers. False where they do not fit.
+template <int tile, Step step>
+bool fit_points(const WinogradCall& call, const WinogradPlan<step>& plan, const WinogradScratch<step>& scratch, int64_t t) {
+  constexpr int64_t n = tile + 2;
+  return fit_rows_together(scratch.tile, plan.tile_point, n * n, call.in_channels, n + 1, scratch.input + t * plan.block.row,
+                           plan.block.point, scratch.back + t, plan.block.tiles);
+}
+
+// Tiles [begin, begin + tiles) into scratch.input.
+template <int tile, Step step, typename Pixel>
+void transform_tiles(const WinogradCall& call, const WinogradPlan<step>& plan, const WinogradScratch<step>& scratch, int64_t begin,
+                     int64_t tiles, const Pixel* zeros) {
   PixelTable<tile, Pixel> tables[2];
   find_pixels<tile>(call, begin, zeros, tables[0]);
-  for (int64_t t = 0; t < tiles; ++t, to += block.row) {
+  for (int64_t t = 0; t < tiles; ++t) {
     const auto& pixels = tables[t % 2];
     auto& next = tables[(t + 1) % 2];
     find_pixels<tile>(call, t + 1 < tiles ? begin + t + 1 : begin + t, zeros, next);
-    const Vec scale = broadcast(step == Step::half ? call.half[place_of(call, begin + t).image].scale : 1.f);
-    auto fitted = [&](Vec pixel) { return step == Step::half ? pixel * scale : pixel; };
-    int64_t c = 0;
-    for (; c + kWidth <= call.in_channels; c += kWidth) {
-#pragma GCC unroll 8
-      for (int i = 0; i < n; ++i) {
-#pragma GCC unroll 8
-        for (int j = 2; j < n; ++j) __builtin_prefetch(next[i][j] + c);
-      }
-      transform_input<tile>([&](int i, int j) { return fitted(load(pixels[i][j] + c)); }, to + c, block.point);
-    }
-    const int64_t left = call.in_channels - c;
-    if (left > 0) {
-      transform_input<tile>([&](int i, int j) { return fitted(load_first(pixels[i][j] + c, left)); }, to + c, block.point);
+    const int64_t image = place_of(call, begin + t).image;
+    if constexpr (kFitsPoints<step>) {
+      transform_tile<tile, step>(call, pixels, next, image, scratch.tile, plan.tile_point);
+      if (!fit_points<tile>(call, plan, scratch, t)) __atomic_store_n(&call.misfits[image], 1, __ATOMIC_RELAXED);
+    } else {
+      transform_tile<tile, step>(call, pixels, next, image, scratch.input + t * plan.block.row, plan.block.point);
+      if constexpr (kPutsBack<step>) scratch.back[t] = back_of_image<step>(call.scales, image);
     }
   }
 }
@@ -191,10 +250,10 @@ SLIPSTREAM_INLINE void ask_for_outputs(const WinogradCall& call, const TilePlace
   }
 }
 
-// sums [point][tile][32] of one panel; back: what each tile's products are put back by, where they are of float16.
-template <Step step, typename X>
-void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64_t tiles, int64_t panel, const X* input,
-                     [[maybe_unused]] const float* back, float* sums) {
+// The sums of one panel.
+template <Step step>
+void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64_t tiles, int64_t panel,
+                     const WinogradScratch<step>& scratch) {
   const int64_t points = call.points(), strips = (tiles + kStripRows - 1) / kStripRows;
   const int64_t depth = StepOf<step>::depth, steps = (call.in_channels + depth - 1) / depth;
   const int64_t panel_bytes = panel_size(call.weight_type, call.in_channels) * (call.weight_type == ElementType::float32 ? 4 : 2);
@@ -203,45 +262,37 @@ void multiply_points(const WinogradCall& call, const WinogradBlock& block, int64
   for (int64_t point = 0; point < points; ++point, w += panel_bytes) {
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = tiles * s / strips, end = tiles * (s + 1) / strips;
-      Strips<step>::of[end - begin - 1](input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps,
-                                        sums + point * block.sums_point + begin * kPanelColumns, false,
-                                        {w + panel_bytes + s * share, stride});
-#ifdef SLIPSTREAM_HALF
+      float* sums = scratch.sums + point * block.sums_point + begin * kPanelColumns;
+      Strips<step>::of[end - begin - 1](scratch.input + point * block.point + begin * block.row, block.row, w, panel_bytes, steps, sums,
+                                        false, {w + panel_bytes + s * share, stride});
       if constexpr (kPutsBack<step>) {
-        put_back(sums + point * block.sums_point + begin * kPanelColumns, end - begin, back + begin,
-                 reinterpret_cast<const float*>(w + panel_bytes) - kPanelColumns);
+        const float* back = scratch.back + begin + (kFitsPoints<step> ? point * block.tiles : 0);
+        put_back(sums, end - begin, back, reinterpret_cast<const float*>(w + panel_bytes) - kPanelColumns);
       }
-#endif
     }
   }
 }
 
 template <int tile, Step step>
-void winograd_of(const WinogradCall& call, const LinearPart& part, void* scratch) {
-  using X = typename StepOf<step>::X;
-  const WinogradBlock block = winograd_block<step>(call, part.m_end - part.m_begin);
-  void* zeros = scratch;
-  X* input = reinterpret_cast<X*>(static_cast<char*>(scratch) + zeros_bytes(call));
-  float* sums = reinterpret_cast<float*>(input + call.points() * block.point);
-  float* back = sums + call.points() * block.sums_point;
-  __builtin_memset(zeros, 0, static_cast<size_t>(zeros_bytes(call)));
+void winograd_of(const WinogradCall& call, const LinearPart& part, void* zeros) {
+  const WinogradPlan<step> plan(call, part.m_end - part.m_begin);
+  const WinogradBlock& block = plan.block;
+  const WinogradScratch<step> scratch(zeros, plan);
+  __builtin_memset(zeros, 0, static_cast<size_t>(plan.input));
 
   for (int64_t m = part.m_begin; m < part.m_end; m += block.tiles) {
     const int64_t tiles = part.m_end - m < block.tiles ? part.m_end - m : block.tiles;
     if (call.x_type == ElementType::float32) {
-      transform_tiles<tile, step>(call, block, m, tiles, static_cast<const float*>(zeros), input);
+      transform_tiles<tile, step>(call, plan, scratch, m, tiles, static_cast<const float*>(zeros));
     } else {
-      transform_tiles<tile, step>(call, block, m, tiles, static_cast<const uint16_t*>(zeros), input);
-    }
-    if constexpr (kPutsBack<step>) {
-      for (int64_t t = 0; t < tiles; ++t) back[t] = back_of_image<step>(call.half, place_of(call, m + t).image);
+      transform_tiles<tile, step>(call, plan, scratch, m, tiles, static_cast<const uint16_t*>(zeros));
     }
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      multiply_points<step>(call, block, tiles, panel, input, back, sums);
+      multiply_points(call, block, tiles, panel, scratch);
       with_post_op(call.post_op, [&](auto op) {
         for (int64_t t = 0; t < tiles; ++t) {
           if (t + kTilesAhead < tiles) ask_for_outputs<tile>(call, place_of(call, m + t + kTilesAhead), panel);
-          const float* from = sums + t * kPanelColumns;
+          const float* from = scratch.sums + t * kPanelColumns;
           finish_winograd<tile, decltype(op)::value>(call, place_of(call, m + t), from, block.sums_point, panel);
         }
       });
@@ -256,28 +307,11 @@ constexpr Step kWinogradStep = Step::widen_bf16;  // transformed tiles stay floa
 #endif
 
 inline size_t winograd_scratch(const WinogradCall& call, const LinearPart& part) {
-#ifdef SLIPSTREAM_HALF
-  if (call.weight_type == ElementType::float16) {
-    return call.half ? winograd_scratch_of<Step::half>(call, part) : winograd_scratch_of<Step::widen_half>(call, part);
-  }
-#endif
   return call.weight_type == ElementType::bfloat16 ? winograd_scratch_of<kWinogradStep>(call, part)
                                                    : winograd_scratch_of<Step::float32>(call, part);
 }
 
-#ifdef SLIPSTREAM_HALF
-template <int tile>
-void winograd_in_half(const WinogradCall& call, const LinearPart& part, void* scratch) {
-  call.half ? winograd_of<tile, Step::half>(call, part, scratch) : winograd_of<tile, Step::widen_half>(call, part, scratch);
-}
-#endif
-
 inline void winograd(const WinogradCall& call, const LinearPart& part, void* scratch) {
-#ifdef SLIPSTREAM_HALF
-  if (call.weight_type == ElementType::float16) {
-    return call.tile == 4 ? winograd_in_half<4>(call, part, scratch) : winograd_in_half<2>(call, part, scratch);
-  }
-#endif
   if (call.weight_type == ElementType::bfloat16) return winograd_of<2, kWinogradStep>(call, part, scratch);
   call.tile == 4 ? winograd_of<4, Step::float32>(call, part, scratch) : winograd_of<2, Step::float32>(call, part, scratch);
 }

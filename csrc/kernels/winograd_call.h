@@ -6,7 +6,7 @@
 // when weights are packed; A and B stand in kernels/winograd_transform.h.
 #pragma once
 
-#include "half_call.h"
+#include "operand_scale.h"
 #include "linear.h"
 
 namespace slipstream {
@@ -21,7 +21,10 @@ struct WinogradCall {
   const void* weight = nullptr;  // [panel of 32 output channels][point][a panel as in linear.h, depth in_channels]
   ElementType weight_type = ElementType::float32;
   // Weights of float16 (kernels/half_operands.h): what each image of x is scaled by, or null, and then they are widened.
-  const HalfScale* half = nullptr;
+  const OperandScale* scales = nullptr;
+  // Weights of 16-bit integers (kernels/int16_operands.h): [batch], set to 1 where transformed pixels of an image do not fit, or null,
+  // and then they are widened.
+  uint8_t* misfits = nullptr;
   const float* bias = nullptr;     // [out_channels] or null
   PostOp post_op = PostOp::none;
   const void* residual = nullptr;  // of y's shape or null: y = post_op(conv(x) + bias + residual)

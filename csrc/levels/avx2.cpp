@@ -14,8 +14,12 @@
 #include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
+#include "../kernels/with_scaled.h"
 
 namespace slipstream {
-constexpr KernelTable table_avx2 = avx2::every_kernel();
+namespace {
+constexpr KernelTable unscaled = avx2::every_kernel();
+}
+constexpr KernelTable table_avx2 = avx2::with_scaled<avx2::Step::int16, unscaled>(unscaled);
 }  // namespace slipstream
 #endif

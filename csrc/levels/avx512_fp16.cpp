@@ -25,8 +25,12 @@ const KernelTable table_avx512_fp16 = table_avx512_bf16_widened;
 #include "../simd/dot_int16.h"
 #include "../simd/dot_int8.h"
 #include "../kernels/every_kernel.h"
+#include "../kernels/with_scaled.h"
 
 namespace slipstream {
-constexpr KernelTable table_avx512_fp16 = avx512_fp16::every_kernel();
+namespace {
+constexpr KernelTable unscaled = avx512_fp16::every_kernel();
+}
+constexpr KernelTable table_avx512_fp16 = avx512_fp16::with_scaled<avx512_fp16::Step::half, unscaled>(unscaled);
 }  // namespace slipstream
 #endif

@@ -20,26 +20,15 @@
 #include "../kernels/linear_int8.h"
 #include "../kernels/int16_operands.h"
 #include "../kernels/linear_scaled.h"
+#include "../kernels/convolution_last_scaled.h"
+#include "../kernels/convolution_last_image.h"
+#include "../kernels/convolution_lines.h"
+#include "../kernels/convolution_last.h"
+#include "../kernels/winograd_transform.h"
+#include "../kernels/winograd.h"
+#include "../kernels/with_scaled.h"
 
 namespace slipstream {
-namespace {
-
-KernelTable with_integers(KernelTable below) {
-  using namespace avx512_vnni;
-  KernelTable table = with_int8(below);
-  table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
-    return call.weight_type == ElementType::int16 ? scaled_scratch<Step::int16>(call, part) : table_avx512.linear_scratch(call, part);
-  };
-  table.linear = [](const LinearCall& call, const LinearPart& part, void* scratch) {
-    call.weight_type == ElementType::int16 ? ScaledLinear<Step::int16>(call, part, scratch).run()
-                                           : table_avx512.linear(call, part, scratch);
-  };
-  table.fit_panel_int16 = fit_panel_int16;
-  return table;
-}
-
-}  // namespace
-
-const KernelTable table_avx512_vnni = with_integers(table_avx512);
+const KernelTable table_avx512_vnni = avx512_vnni::with_scaled<avx512_vnni::Step::int16, table_avx512>(avx512_vnni::with_int8(table_avx512));
 }  // namespace slipstream
 #endif

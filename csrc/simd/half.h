@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// float16 in registers (AVX512_FP16). Needs simd/convert_bf16.h, kernels/half_call.h and <immintrin.h>.
+// float16 in registers (AVX512_FP16). Needs simd/convert_bf16.h, kernels/operand_scale.h and <immintrin.h>.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {

@@ -175,8 +175,8 @@ def gated_pointwise(
     return torch.empty(size, dtype=_dtype(bfloat16_out), device=x.device, memory_format=torch.channels_last)
 
 
-def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool, float16: bool = False) -> torch.Tensor:
-    if float16:
+def pack_winograd(weight: torch.Tensor, tile: int, bfloat16: bool, scaled: bool = False) -> torch.Tensor:
+    if scaled:
         raise NotImplementedError(_FITS)
     out, ins, _, _ = weight.shape
     depth = (ins + 31) // 32 * 32 if bfloat16 else ins

@@ -111,11 +111,9 @@ def repays_scaling(n: int) -> bool:
     return native.active_level() not in native.INT16 or n >= LEAST_INTEGERS
 
 
-def pack_in_a_row(
-    weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1, scaled: bool = True
-) -> torch.Tensor:
-    """The data of each weight's pack, one behind the other: ``scaled``, as `pack` has it, where that fits all of them."""
-    packs = [pack(weight, dtype=dtype, parts=parts, scaled=scaled).data for weight in weights]
+def pack_in_a_row(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> torch.Tensor:
+    """The data of each weight's pack, one behind the other: scaled, as `pack` has it, where that fits all of them."""
+    packs = [pack(weight, dtype=dtype, parts=parts).data for weight in weights]
     if any(packed.dtype is not packs[0].dtype for packed in packs):
         packs = [pack(weight, dtype=dtype, parts=parts, scaled=False).data for weight in weights]
     return _in_a_row(packs)

@@ -2,6 +2,7 @@
 """Every kernel test takes a level: each one this machine runs, the emulated tiles, or the twins where nothing is built."""
 
 import pytest
+import torch
 
 from slipstream.kernels import native
 from slipstream.runtime import isa
@@ -28,3 +29,12 @@ def level(request):
         return
     with native.level(request.param), native.blocks_for_cache(CACHE):
         yield request.param
+
+
+@pytest.fixture(params=[level for level in levels_under_test() if level in native.SCALED] or ["none"])
+def scaled_to(request):
+    """What a level that scales bfloat16 makes of it, at each of them."""
+    if request.param == "none":
+        pytest.skip("this machine has no level that scales bfloat16")
+    with native.level(request.param):
+        yield torch.float16 if request.param == native.FLOAT16 else torch.int16

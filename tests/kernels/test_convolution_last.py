@@ -30,9 +30,9 @@ def relative(y, expected):
     return ((y.double() - expected).norm() / expected.norm()).item()
 
 
-def in_float16(level, dtype):
-    """Whether x and weights are multiplied as float16: operands and sums lose digits, so that a bound cannot be tight."""
-    return level == native.FLOAT16 and dtype is torch.bfloat16
+def is_scaled(level, dtype):
+    """Whether x and weights are multiplied scaled: operands lose digits, so that a bound cannot be tight."""
+    return level in native.SCALED and dtype is torch.bfloat16
 
 
 def rounded(tensor, dtype):
@@ -73,7 +73,7 @@ def test_equals_float64(
     assert y.dtype is out_dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-5 if level != "plain" or dtype is torch.float32 else 2e-2
-    tolerance = 8e-3 if in_float16(level, dtype) else tolerance
+    tolerance = 8e-3 if is_scaled(level, dtype) else tolerance
     rounding = 2**-8 if out_dtype is torch.bfloat16 else 0
     approximate = 2e-4 if out_dtype is torch.bfloat16 else 0  # GELU for results in bfloat16
     assert torch.allclose(y.double(), expected, rtol=rounding + tolerance, atol=approximate + tolerance)
@@ -113,7 +113,7 @@ def test_large_images_are_walked_in_blocks(level, dtype, ins, outs, size, stride
     bias = torch.randn(outs)
     residual = torch.randn(oracle(x, weight, **how).shape)
     y = convolution_last(x, pack(weight, dtype=dtype, **how), bias, post_op="relu", residual=residual)
-    limit = NORM[dtype] if level == "plain" or in_float16(level, dtype) else 1e-6
+    limit = NORM[dtype] if level == "plain" or is_scaled(level, dtype) else 1e-6
     assert relative(y, oracle(x, weight, bias, residual, "relu", **how)) <= limit
 
 
@@ -139,7 +139,7 @@ def test_what_is_not_finite_reaches_only_who_sees_it(level, dtype, bad, ins, str
         assert not torch.isfinite(y[seen.expand_as(y)]).any()
     same = torch.equal if level != "plain" else torch.allclose
     unseen = ~seen.expand_as(y)
-    if in_float16(level, dtype):  # the image is multiplied in float32 then
+    if is_scaled(level, dtype):  # the image is multiplied in float32 then
         assert relative(y[1][unseen[1]], whole[1][unseen[1]].double()) <= NORM[dtype]
         unseen[1] = False
     assert same(y[unseen], whole[unseen])

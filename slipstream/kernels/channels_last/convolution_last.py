@@ -4,7 +4,8 @@
 Any stride, padding, dilation and groups. Accuracy, against float64, in relative norm: float32 weights 1e-6; bfloat16 weights
 4e-3 at levels avx512_bf16 and amx, where x is rounded to bfloat16 as well (and denormals count as zero); at level avx512_fp16
 weights and images are scaled to float16, each image by itself, as `kernels.linear` has it (1.2e-3 and what rounding weights to
-bfloat16 took before); below them x keeps float32. A NaN or an infinity reaches the outputs that see it, and no other.
+bfloat16 took before), at levels avx2 and avx512_vnni to integers of 16 bits (5e-4); at others x keeps float32. A NaN or an
+infinity reaches the outputs that see it, and no other.
 
 float32 weights in parts of bfloat16, on tiles, which multiply them as `kernels.linear` has it: six products of three parts not
 above torch's own float32 convolution, three products of two parts 1e-5; denormals and sums near the largest float as there.
@@ -72,8 +73,7 @@ def _in_panels(weight: torch.Tensor, dtype: torch.dtype, groups: int, parts: int
     if dtype is torch.bfloat16 or parts > 1:
         rows = F.pad(rows, (0, -rows.shape[2] % _DEPTH))
     of_groups = rows.flatten(1).chunk(groups)
-    half = native.active_level() == native.FLOAT16  # this kernel multiplies no integers
-    return pack_in_a_row(of_groups, dtype=dtype, parts=parts, scaled=half)
+    return pack_in_a_row(of_groups, dtype=dtype, parts=parts)
 
 
 def convolution_last(

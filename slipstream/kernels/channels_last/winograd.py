@@ -7,8 +7,9 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 201
 Accuracy, against float64, in relative norm, at up to 512 channels: float32 in tiles of 2 x 2 7e-7, of 4 x 4 2e-6 (torch's own
 float32 convolution: 3e-7); bfloat16 4e-3, where the image is transformed in float32 and rounded then (a direct product of
 bfloat16: 2.4e-3); at level avx512_fp16 weights and images are scaled to float16, as `kernels.linear` has it (tiles of 2 x 2
-1.5e-3, of 4 x 4 4.5e-3, up to twice that where a single channel or pixel stands out, half of it on smooth images). A NaN or an
-infinity reaches whole tiles, and no other image.
+1.5e-3, of 4 x 4 4.5e-3, up to twice that where a single channel or pixel stands out, half of it on smooth images); at those of
+16-bit integers, weights and transformed pixels are scaled to these (tiles of 2 x 2 8e-4, of 4 x 4 2.2e-3). A NaN or an infinity
+reaches whole tiles, and no other image.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ WORTH_IT = 1.15
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
-_A_PRODUCT = {"avx512_bf16": 0.5, native.FLOAT16: 0.55}  # of bfloat16; a float32 product is 1
-_WIDENED = (*native.WITHOUT_BFLOAT16, "avx512_bf16_widened")
+_A_PRODUCT = {"avx512_bf16": 0.5, **dict.fromkeys(native.SCALED, 0.55)}  # of bfloat16; a float32 product is 1
+_WIDENED = ("avx512", "avx512_bf16_widened")
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180, (torch.bfloat16, 4): 450}
+_FIT = {2: 120, 4: 270}  # to integers, each transformed pixel by the largest of its point and tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +64,9 @@ def pack(
 ) -> PackedWinograd:
     """Transform ``weight`` [out, in, 3, 3] (float32 or bfloat16) in float64 and copy it into the kernel's order.
 
-    ``dtype`` is what the packed copy holds and what is multiplied (or float16, as for `kernels.linear.pack`), ``padding`` that
-    of rows and columns, ``tile`` the side of a tile of outputs: 2, or, by default and where `tiles_of` has it, 4. Raises
-    UsageError for other shapes, dtypes and tiles.
+    ``dtype`` is what the packed copy holds and what is multiplied (or what it is scaled to, as for `kernels.linear.pack`),
+    ``padding`` that of rows and columns, ``tile`` the side of a tile of outputs: 2, or, by default and where `tiles_of` has it,
+    4. Raises UsageError for other shapes, dtypes and tiles.
     """
     if weight.dim() != 4 or weight.shape[2:] != (3, 3):
         raise UsageError.of("weight", f"of shape {tuple(weight.shape)}", "not of shape [out, in, 3, 3]")
@@ -79,8 +81,8 @@ def pack(
     with torch.no_grad():
         if native.available():
             halves = dtype is torch.bfloat16
-            float16 = halves and native.active_level() == native.FLOAT16
-            data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, halves, float16)
+            scaled = halves and native.active_level() in native.SCALED
+            data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, halves, scaled)
             return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
         return PackedWinograd(data, tile, padding, in_channels, out_channels, False)
@@ -95,8 +97,8 @@ def held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def tiles_of(dtype: torch.dtype) -> tuple[int, ...]:
-    """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is float16."""
-    return TILES if dtype is torch.float32 or native.active_level() == native.FLOAT16 else TILES[:1]
+    """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is scaled."""
+    return TILES if dtype is torch.float32 or native.active_level() in native.SCALED else TILES[:1]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def choice(
 
     Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
     from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for the
-    levels avx512_bf16 and avx512_fp16, and as the float32 that `held_dtype` makes of it; with tiles it stays direct.
+    levels avx512_bf16 and those that scale it, and as the float32 that `held_dtype` makes of it; with tiles it stays direct.
     """
     dtype = held_dtype(dtype)
     batch, ins, height, width = x_shape
@@ -129,11 +131,13 @@ def choice(
     size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     a_product = 1.0 if dtype is torch.float32 else _A_PRODUCT[level]
     direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
+    fits = dtype is torch.bfloat16 and level in native.INT16
     gains = {}
     for tile in tiles_of(dtype):
         tiles = batch * -(-size[0] // tile) * -(-size[1] // tile)
         products = (tile + 2) ** 2 * ins * -(-out_channels // 32) * 32 * (tiles + _READ_A_WEIGHT) * a_product
-        gains[tile] = direct / max(1.0, products + tiles * _TRANSFORM[dtype, tile] * (ins + out_channels))
+        transform = _TRANSFORM[dtype, tile] + (_FIT[tile] if fits else 0)
+        gains[tile] = direct / max(1.0, products + tiles * transform * (ins + out_channels))
     best = max(gains, key=gains.__getitem__)
     taken = gains[best] >= WORTH_IT
     reason = f"tiles of {best} x {best} would take {gains[best]:.2f} times fewer multiplications, transforms counted"

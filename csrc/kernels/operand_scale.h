@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What operands in float16 come with: kernels/half_operands.h. Plain values only; included by bind/ and by every level.
+// What scaled operands come with: kernels/half_operands.h, kernels/int16_operands.h. Plain values only; included by bind/ and by every
+// level.
 #pragma once
 
 namespace slipstream {
 
-// The power of two that values are multiplied by on their way to float16, and what their products are put back by; zeros where the
+// The power of two that values are multiplied by on their way to float16 or integers, and what their products are put back by; zeros where the
 // values do not fit.
-struct HalfScale {
+struct OperandScale {
   float scale = 0, back = 0;
 };
 
