@@ -24,7 +24,7 @@ PLAIN_AVX2 = "avx2_plain"
 """Level avx2 as it is on processors without AVX-VNNI: for tests on those that have it, and only when asked for by name."""
 
 INT16 = ("avx2", PLAIN_AVX2, "avx512_vnni")
-"""Levels that multiply bfloat16 weights as scaled integers of 16 bits, in `linear`."""
+"""Levels that multiply bfloat16 weights as scaled integers of 16 bits, in linear and recurrent layers and convolutions."""
 
 SCALED = (*INT16, FLOAT16)
 
