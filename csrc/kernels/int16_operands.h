@@ -102,8 +102,8 @@ inline float fit_row(const Rows& x, int64_t row, int64_t k, int16_t* to) {
   if (exponent < kLeastOfRows) exponent = kLeastOfRows;
   const Vec scale = broadcast(power_of_two(kIntegerExponent - exponent));
   const int faint_exponent = exponent + kExponentOfOne - kFaintInRow;
-  const VecInt16 below_halves = static_cast<int16_t>(faint_exponent << 7) - VecInt16{};
   const VecI below = (faint_exponent << 23) - VecI{};
+  const VecInt16 below_halves = reinterpret_cast<VecInt16>(below | reinterpret_cast<VecI>(reinterpret_cast<VecU>(below) >> 16));
   VecInt16 faint_halves{};
   VecI faint{};
   for (int64_t i = from; i < whole; i += pairs, to += pairs) {

@@ -50,7 +50,7 @@ struct WinogradPlan {
 
   WinogradPlan(const WinogradCall& call, int64_t tiles) : block(winograd_block<step>(call, tiles)) {
     const int64_t points = call.points();
-    tile_point = kFitsPoints<step> ? round_up(call.in_channels, 16) : 0;
+    tile_point = kFitsPoints<step> ? (round_up(call.in_channels, 16) / 16 | 1) * 16 : 0;  // an odd number of lines, as above
     input = round_up(call.in_channels * 4, 64);
     sums = input + points * block.point * static_cast<int64_t>(sizeof(typename StepOf<step>::X));
     back = sums + points * block.sums_point * 4;
