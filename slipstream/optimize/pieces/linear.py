@@ -32,6 +32,11 @@ def onednn_has_bfloat16() -> bool:
     return bool(isa.cpu_flags() & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 
 
+def onednn_product(dtype: torch.dtype) -> torch.dtype:
+    """What oneDNN is to multiply in a graph for ``dtype``: float32 where it would emulate bfloat16, or refuse, as at AVX2."""
+    return torch.float32 if dtype is torch.bfloat16 and not onednn_has_bfloat16() else dtype
+
+
 class LinearPiece(PrecisionPiece, WeightLayerPiece):
     act = "packed linear"
     depth_axis = 1

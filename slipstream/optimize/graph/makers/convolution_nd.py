@@ -16,7 +16,7 @@ from slipstream.optimize.graph.operators.convolution_nd import Convolution1d, Co
 from slipstream.optimize.graph.operators.convolution_ways import Geometry
 from slipstream.optimize.graph.operators.operator import Operator
 from slipstream.optimize.pieces.followers import BY_POST_OP
-from slipstream.optimize.pieces.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.linear import onednn_product
 
 RANKS = {"conv1d": 1, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 
@@ -39,10 +39,8 @@ def _fuse(graph: fx.Graph, node: fx.Node, product: torch.dtype) -> int:
         return 0
     row = Row([node])
     take_norm(row)
-    product = product_for(node, product)
     flat = name_of(node) == "conv1d"
-    if product is torch.bfloat16 and not flat and not onednn_has_bfloat16():
-        product = torch.float32
+    product = product_for(node, product) if flat else onednn_product(product_for(node, product))
     if flat:
         row.residual = row.take("add")
     row.take_activation(BY_POST_OP)

@@ -17,7 +17,7 @@ from slipstream.kernels.channels_last import winograd as winograd_kernel
 from slipstream.kernels.post_op import apply_post_op
 from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.pieces.followers import BY_POST_OP
-from slipstream.optimize.pieces.linear import onednn_has_bfloat16
+from slipstream.optimize.pieces.linear import onednn_product
 
 _ops = torch.ops.mkldnn
 
@@ -187,8 +187,7 @@ class OneDnn:
             left, right, top, bottom = self.zeros
             padding, size = [0, 0], [*g.size[:2], g.size[2] + top + bottom, g.size[3] + left + right]
         self.numbers = (padding, list(g.stride), list(g.dilation), g.groups)
-        emulates = owner.product is torch.bfloat16 and not onednn_has_bfloat16()  # slower than float32, or refuses
-        self.product = torch.float32 if emulates else owner.product
+        self.product = onednn_product(owner.product)
         self.packed = _ops._reorder_convolution_weight(weight.to(self.product), *self.numbers, size)
         self.bias = None if bias is None else bias.detach().to(self.product, copy=True)
         form = BY_POST_OP[owner.post_op]
