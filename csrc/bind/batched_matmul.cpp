@@ -148,7 +148,7 @@ void pack(const Product& p, int64_t entry, int64_t first, int64_t last, const Li
   place.fits = p.half;
   for (int64_t i = 0; i < last - first && place.fits; ++i) {
     uint8_t* to = reinterpret_cast<uint8_t*>(place.fitted + i * p.fitted_bytes());
-    place.fits = fit_packed_panel(place.packed + i * p.panel_bytes(), ElementType::bfloat16, p.k, to);
+    place.fits = fit_packed_panel(table().scaling, place.packed + i * p.panel_bytes(), ElementType::bfloat16, p.k, to);
   }
   place.b = from;
   place.first = first;
@@ -264,7 +264,7 @@ Tensor batched_matmul(const Tensor& a, const Tensor& b, std::optional<Tensor> ad
   Tensor y = empty(sizes, scalar_type(p.y_type));
   p.y = y.data_ptr();
   fold(p);
-  p.half = table().scaled_type == ElementType::float16 && bfloat16 && p.m >= kLeastRowsOfHalf && p.k > 0;
+  p.half = table().scaling.multiplies(ElementType::float16) && bfloat16 && p.m >= kLeastRowsOfHalf && p.k > 0;
   run(p);
   return y;
 }

@@ -130,12 +130,13 @@ std::unique_ptr<OperandScale[]> scale_rows(const ConvolutionLastCall& call, int6
   const Runs runs = call.channel != 1     ? Runs{channels, call.channel, call.width}
                     : x.pixel == channels ? Runs{1, 0, call.width * channels}
                                           : Runs{call.width, x.pixel, channels};
-  return scale_pieces(x.data, x.type, batch, call.height, call.width * channels, 0, [&](int64_t image, int64_t row, const auto& take) {
+  const auto runs_of_row = [&](int64_t image, int64_t row, const auto& take) {
     for (int64_t i = 0; i < runs.count; ++i) {
       const int64_t begin = image * x.image + row * x.row + i * runs.apart;
       take(begin, begin + runs.size);
     }
-  });
+  };
+  return scale_pieces(table().scaling, x.data, x.type, batch, call.height, call.width * channels, 0, runs_of_row);
 }
 
 ConvolutionLastCall image_of(ConvolutionLastCall call, int64_t index) {

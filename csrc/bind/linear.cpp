@@ -102,7 +102,8 @@ Tensor pack_as(const Rows& rows, int64_t n, int64_t k, ElementType type, int64_t
 }
 
 // weight [n, k] -> packed and scaled, 1-D; nothing where a panel does not fit.
-std::optional<Tensor> pack_scaled(const Rows& rows, int64_t n, int64_t k, ElementType type) {
+std::optional<Tensor> pack_scaled(const Rows& rows, int64_t n, int64_t k, const Scaling& scaling) {
+  const ElementType type = scaling.type;
   const int64_t from_bytes = panel_size(rows.type, k) * element_size(rows.type), to_bytes = panel_size(type, k) * 2;
   Tensor packed = empty({packed_size(type, n, k)}, scalar_type(type));
   uint8_t* to = static_cast<uint8_t*>(packed.data_ptr());
@@ -112,7 +113,7 @@ std::optional<Tensor> pack_scaled(const Rows& rows, int64_t n, int64_t k, Elemen
     void* plain = scratch.take(static_cast<size_t>(from_bytes) + 64);  // what a thread packs in has scratch memory of its own
     for (int64_t panel = begin; panel < end; ++panel) {
       pack_panel(rows, n, k, panel, rows.type, plain);
-      if (!fit_packed_panel(plain, rows.type, k, to + panel * to_bytes)) fits = false;
+      if (!fit_packed_panel(scaling, plain, rows.type, k, to + panel * to_bytes)) fits = false;
     }
   });
   if (!fits) return std::nullopt;
@@ -130,8 +131,8 @@ Tensor pack_linear(const Tensor& weight, bool bfloat16, int64_t parts, bool scal
   const Rows rows = as_rows(weight, "weight", holder, n);
   const int64_t k = weight.size(1);
   n = weight.size(0);
-  if (scaled && bfloat16 && parts == 1 && table().fit_panel) {
-    if (std::optional<Tensor> fitted = pack_scaled(rows, n, k, table().scaled_type)) return *fitted;
+  if (scaled && bfloat16 && parts == 1 && table().scaling.fit_panel) {
+    if (std::optional<Tensor> fitted = pack_scaled(rows, n, k, table().scaling)) return *fitted;
   }
   return pack_as(rows, n, k, bfloat16 ? ElementType::bfloat16 : ElementType::float32, parts);
 }

@@ -341,7 +341,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(const Tensor& x_in, const Tensor& w
   const Schedule schedule = as_schedule(x_in, batch_sizes, shape);
   const ElementType given_type = packed_type(weights_in);
   check_sizes(weights_in, biases, shape, given_type);
-  const bool widens = is_scaled(given_type) && table().scaled_type != given_type;
+  const bool widens = is_scaled(given_type) && !table().scaling.multiplies(given_type);
   const Tensor weights = widens ? widen_weights(weights_in, given_type, shape) : weights_in;
   const ElementType weight_type = packed_type(weights);
   const ElementType between_layers = weight_type == ElementType::float32 ? ElementType::float32 : ElementType::bfloat16;

@@ -22,7 +22,7 @@ constexpr int64_t kPiecesBetween = 4;
 
 // Images too much of which is faint beside the largest do not fit where they become integers. What is passed: as below.
 template <typename Runs>
-void drop_faint(const void* x, ElementType type, int64_t count, int64_t pieces, int64_t size, const Runs& runs,
+void drop_faint(const Scaling& scaling, const void* x, ElementType type, int64_t count, int64_t pieces, int64_t size, const Runs& runs,
                 const std::atomic<uint32_t>* largest, OperandScale* scales) {
   const int64_t looked_at = (pieces + kPiecesBetween - 1) / kPiecesBetween;
   auto balance = std::make_unique<std::atomic<int64_t>[]>(static_cast<size_t>(count));
@@ -32,7 +32,7 @@ void drop_faint(const void* x, ElementType type, int64_t count, int64_t pieces, 
       const int64_t image = piece / looked_at;
       int64_t sum = 0;
       runs(image, piece % looked_at * kPiecesBetween,
-           [&](int64_t first, int64_t last) { sum += table().faintness(x, type, first, last, largest[image]); });
+           [&](int64_t first, int64_t last) { sum += scaling.faintness(x, type, first, last, largest[image]); });
       balance[image] += sum;
     }
   });
@@ -44,8 +44,8 @@ void drop_faint(const void* x, ElementType type, int64_t count, int64_t pieces, 
 // The scales of `count` images of so many pieces of `size` elements each, whose values are added up by up to 2^bits of them before they
 // are rounded; zeros for those that do not fit. runs(image, piece, take) calls take(first, last) for what lies side by side in x.
 template <typename Runs>
-std::unique_ptr<OperandScale[]> scale_pieces(const void* x, ElementType type, int64_t count, int64_t pieces, int64_t size, int bits,
-                                             const Runs& runs) {
+std::unique_ptr<OperandScale[]> scale_pieces(const Scaling& scaling, const void* x, ElementType type, int64_t count, int64_t pieces,
+                                             int64_t size, int bits, const Runs& runs) {
   auto largest = std::make_unique<std::atomic<uint32_t>[]>(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) largest[i] = 0;
   torch::stable::parallel_for(0, count * pieces, 1 + kScannedByAThread / (size + 1), [&](int64_t begin, int64_t end) {
@@ -53,7 +53,7 @@ std::unique_ptr<OperandScale[]> scale_pieces(const void* x, ElementType type, in
       std::atomic<uint32_t>& of_image = largest[piece / pieces];
       uint32_t found = 0;
       runs(piece / pieces, piece % pieces,
-           [&](int64_t first, int64_t last) { found = std::max(found, table().largest_magnitude(x, type, first, last)); });
+           [&](int64_t first, int64_t last) { found = std::max(found, scaling.largest_magnitude(x, type, first, last)); });
       uint32_t before = of_image;
       while (before < found && !of_image.compare_exchange_weak(before, found)) {}
     }
@@ -62,25 +62,27 @@ std::unique_ptr<OperandScale[]> scale_pieces(const void* x, ElementType type, in
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t bits_of_largest = largest[i];
     const bool grows = bits_of_largest > 0 && bits_of_largest < 0x7f800000u;
-    scales[i] = table().operand_scale(grows ? bits_of_largest + (static_cast<uint32_t>(bits) << 23) : bits_of_largest);
+    scales[i] = scaling.operand_scale(grows ? bits_of_largest + (static_cast<uint32_t>(bits) << 23) : bits_of_largest);
   }
-  if (table().faintness) drop_faint(x, type, count, pieces, size, runs, largest.get(), scales.get());
+  if (scaling.faintness) drop_faint(scaling, x, type, count, pieces, size, runs, largest.get(), scales.get());
   return scales;
 }
 
 // Of images of `size` neighbouring elements.
-inline std::unique_ptr<OperandScale[]> scale_images(const void* x, ElementType type, int64_t count, int64_t size, int bits) {
+inline std::unique_ptr<OperandScale[]> scale_images(const Scaling& scaling, const void* x, ElementType type, int64_t count, int64_t size,
+                                                    int bits) {
   constexpr int64_t kChunk = 1 << 16;  // elements that are read at a time
-  return scale_pieces(x, type, count, (size + kChunk - 1) / kChunk, kChunk, bits, [&](int64_t image, int64_t chunk, const auto& take) {
+  const auto runs = [&](int64_t image, int64_t chunk, const auto& take) {
     const int64_t first = chunk * kChunk, last = first + kChunk < size ? first + kChunk : size;
     take(image * size + first, image * size + last);
-  });
+  };
+  return scale_pieces(scaling, x, type, count, (size + kChunk - 1) / kChunk, kChunk, bits, runs);
 }
 
-// A packed panel of depth k as one of the level's scaled type (kernels/linear.h). False where it does not fit.
-inline bool fit_packed_panel(const void* panel, ElementType type, int64_t k, uint8_t* to) {
-  const int64_t depth = packed_depth(table().scaled_type, k);
-  return table().fit_panel(panel, type, k, to, reinterpret_cast<float*>(to + depth * kPanelColumns * 2));
+// A packed panel of depth k as one of the scaled type (kernels/linear.h). False where it does not fit.
+inline bool fit_packed_panel(const Scaling& scaling, const void* panel, ElementType type, int64_t k, uint8_t* to) {
+  const int64_t depth = packed_depth(scaling.type, k);
+  return scaling.fit_panel(panel, type, k, to, reinterpret_cast<float*>(to + depth * kPanelColumns * 2));
 }
 
 // Scaled panels, for a level that multiplies no such: take(panel, element, value) has each number at its place in a panel of
@@ -110,7 +112,7 @@ inline void widen_packed(const uint16_t* from, ElementType type, int64_t n, int6
 
 // A weight of packed panels of depth k as the level multiplies it: itself, or widened, and then its type is another.
 inline Tensor take_panels(const Tensor& packed, int64_t n, int64_t k, ElementType& type) {
-  if (!is_scaled(type) || table().scaled_type == type) return packed;
+  if (!is_scaled(type) || table().scaling.multiplies(type)) return packed;
   Tensor widened = empty({packed_size(ElementType::bfloat16, n, k)}, ScalarType::BFloat16);
   widen_packed(static_cast<const uint16_t*>(packed.data_ptr()), type, n, k, static_cast<uint16_t*>(widened.data_ptr()));
   type = ElementType::bfloat16;

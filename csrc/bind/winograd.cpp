@@ -73,8 +73,8 @@ Tensor pack_as(const WeightSource& source, int64_t tile, ElementType type) {
 }
 
 // The same as the level's scaled type; nothing where a point of a panel does not fit.
-std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile) {
-  const ElementType type = table().scaled_type;
+std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile, const Scaling& scaling) {
+  const ElementType type = scaling.type;
   const int64_t panels = round_up(source.out, kPanelColumns) / kPanelColumns, points = (tile + 2) * (tile + 2);
   const int64_t from_size = panel_size(ElementType::float32, source.in), to_size = panel_size(type, source.in);
   Tensor packed = empty({panels, points * to_size}, scalar_type(type));
@@ -86,7 +86,7 @@ std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile) {
       pack_panel(source, tile, panel, ElementType::float32, plain);
       for (int64_t point = 0; point < points; ++point) {
         uint8_t* panel_of_point = reinterpret_cast<uint8_t*>(to + (panel * points + point) * to_size);
-        if (!fit_packed_panel(plain + point * from_size, ElementType::float32, source.in, panel_of_point)) fits = false;
+        if (!fit_packed_panel(scaling, plain + point * from_size, ElementType::float32, source.in, panel_of_point)) fits = false;
       }
     }
   });
@@ -104,9 +104,9 @@ Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16, bool 
   const Tensor weight = torch::stable::contiguous(weight_in);
   const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
   bool halves = bfloat16 && tile == 2;
-  if (scaled && bfloat16 && table().fit_panel) {
-    if (std::optional<Tensor> fitted = pack_fitted(source, tile)) return *fitted;
-    halves &= table().scaled_type == ElementType::float16;
+  if (scaled && bfloat16 && table().winograd_scaling.fit_panel) {
+    if (std::optional<Tensor> fitted = pack_fitted(source, tile, table().winograd_scaling)) return *fitted;
+    halves &= !table().scaling.multiplies(ElementType::int16);  // where linear is integers too, nothing multiplies bfloat16
   }
   return pack_as(source, tile, halves ? ElementType::bfloat16 : ElementType::float32);
 }
@@ -148,7 +148,7 @@ WinogradCall call_for(const Tensor& x, const Tensor& packed, int64_t out_channel
                       packed.size(1) == call.points() * panel_size(call.weight_type, call.in_channels),
                   "packed: not packed for these sizes");
   weight_holder = packed;
-  if (is_scaled(call.weight_type) && table().scaled_type != call.weight_type) {
+  if (is_scaled(call.weight_type) && !table().winograd_scaling.multiplies(call.weight_type)) {
     weight_holder = widen_weight(packed, call.weight_type, call.points(), call.in_channels);
     call.weight_type = ElementType::float32;
   }
@@ -195,7 +195,8 @@ void run(WinogradCall call) {
   if (call.weight_type == ElementType::int16) return run_in_integers(call);
   if (call.weight_type != ElementType::float16) return run_tiles(call);
   const int64_t size = call.height * call.width * call.in_channels;
-  const std::unique_ptr<OperandScale[]> scales = scale_images(call.x, call.x_type, call.batch, size, transform_bits(call.tile));
+  const int bits = transform_bits(call.tile);
+  const std::unique_ptr<OperandScale[]> scales = scale_images(table().winograd_scaling, call.x, call.x_type, call.batch, size, bits);
   call.scales = scales.get();
   run_tiles(call);
   call.scales = nullptr;

@@ -20,21 +20,28 @@
 
 namespace slipstream {
 
+// How bfloat16 is multiplied scaled: as float16 (kernels/half_operands.h), as int16 (kernels/int16_operands.h); or as it is, and then
+// what follows is null.
+struct Scaling {
+  ElementType type = ElementType::bfloat16;
+  // Packs a packed panel of bfloat16 or float32, of depth k, so; to back[32], what each column's products are put back by. False
+  // where it does not fit.
+  bool (*fit_panel)(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back) = nullptr;
+  uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end) = nullptr;
+  OperandScale (*operand_scale)(uint32_t largest_bits) = nullptr;
+  // Above 0 where too many of these elements are faint beside the largest, whose bits are given; sums of it say it for all that are
+  // summed. Null where that loses nothing.
+  int32_t (*faintness)(const void* data, ElementType type, int64_t begin, int64_t end, uint32_t largest_bits) = nullptr;
+
+  bool multiplies(ElementType scaled) const { return fit_panel && type == scaled; }
+};
+
 struct KernelTable {
   // Bytes of scratch memory, 64-byte aligned, that a call of `linear` on this part needs.
   size_t (*linear_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
-  // How bfloat16 is multiplied scaled: as float16 (kernels/half_operands.h), as int16 (kernels/int16_operands.h); or as it is, and
-  // then what follows is null.
-  ElementType scaled_type;
-  // Packs a packed panel of bfloat16 or float32, of depth k, so; to back[32], what each column's products are put back by. False
-  // where it does not fit.
-  bool (*fit_panel)(const void* panel, ElementType type, int64_t k, uint8_t* to, float* back);
-  uint32_t (*largest_magnitude)(const void* data, ElementType type, int64_t begin, int64_t end);
-  OperandScale (*operand_scale)(uint32_t largest_bits);
-  // Above 0 where too many of these elements are faint beside the largest, whose bits are given; sums of it say it for all that are
-  // summed. Null where that loses nothing.
-  int32_t (*faintness)(const void* data, ElementType type, int64_t begin, int64_t end, uint32_t largest_bits);
+  Scaling scaling;           // of linear and all that is built on it, and of convolution_last
+  Scaling winograd_scaling;  // of winograd
   // linear's for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);

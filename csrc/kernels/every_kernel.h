@@ -41,7 +41,6 @@ namespace SLIPSTREAM_LEVEL {
 
 constexpr KernelTable every_kernel() {
   KernelTable table{};
-  table.scaled_type = ElementType::bfloat16;
   table.linear_scratch = linear_scratch;
   table.linear = linear;
   table.pack_matrix = pack_matrix;

@@ -28,14 +28,26 @@ void convolution_last_scaled(const ConvolutionLastCall& call, const LinearPart& 
   call.scales ? lines_or_images<step>(call, part, scratch) : lines_or_images<Widened<step>::step>(call, part, scratch);
 }
 
+// Of minimal filtering alone, where other operators multiply bfloat16 as fast without.
 template <Step step, const KernelTable& below>
-constexpr KernelTable with_scaled(KernelTable table) {
+constexpr KernelTable with_scaled_winograd(KernelTable table) {
   constexpr ElementType type = Widened<step>::type;
-  table.scaled_type = type;
-  table.fit_panel = fit_panel;
-  table.largest_magnitude = largest_magnitude;
-  table.operand_scale = operand_scale;
-  table.faintness = faintness;
+  table.winograd_scaling = {type, fit_panel, largest_magnitude, operand_scale, faintness};
+  table.winograd_scratch = [](const WinogradCall& call, const LinearPart& part) {
+    return call.weight_type == type ? winograd_scratch_scaled<step>(call, part) : below.winograd_scratch(call, part);
+  };
+  table.winograd = [](const WinogradCall& call, const LinearPart& part, void* scratch) {
+    if (call.weight_type != type) return below.winograd(call, part, scratch);
+    call.tile == 4 ? winograd_scaled<4, step>(call, part, scratch) : winograd_scaled<2, step>(call, part, scratch);
+  };
+  return table;
+}
+
+template <Step step, const KernelTable& below>
+constexpr KernelTable with_scaled(KernelTable without) {
+  constexpr ElementType type = Widened<step>::type;
+  KernelTable table = with_scaled_winograd<step, below>(without);
+  table.scaling = table.winograd_scaling;
   table.linear_scratch = [](const LinearCall& call, const LinearPart& part) {
     return call.weight_type == type ? scaled_scratch<step>(call, part) : below.linear_scratch(call, part);
   };
@@ -48,13 +60,6 @@ constexpr KernelTable with_scaled(KernelTable table) {
   };
   table.convolution_last = [](const ConvolutionLastCall& call, const LinearPart& part, void* scratch) {
     call.linear.weight_type == type ? convolution_last_scaled<step>(call, part, scratch) : below.convolution_last(call, part, scratch);
-  };
-  table.winograd_scratch = [](const WinogradCall& call, const LinearPart& part) {
-    return call.weight_type == type ? winograd_scratch_scaled<step>(call, part) : below.winograd_scratch(call, part);
-  };
-  table.winograd = [](const WinogradCall& call, const LinearPart& part, void* scratch) {
-    if (call.weight_type != type) return below.winograd(call, part, scratch);
-    call.tile == 4 ? winograd_scaled<4, step>(call, part, scratch) : winograd_scaled<2, step>(call, part, scratch);
   };
   return table;
 }

@@ -28,6 +28,11 @@ INT16 = ("avx2", PLAIN_AVX2, "avx512_vnni")
 
 SCALED = (*INT16, FLOAT16)
 
+INT16_WINOGRAD = (*INT16, "avx512_bf16")
+"""Levels whose minimal filtering multiplies such integers: for their digits also where dot products of bfloat16 are as fast."""
+
+SCALED_WINOGRAD = (*INT16_WINOGRAD, FLOAT16)
+
 WITHOUT_BFLOAT16 = (*INT16, "avx512")
 """Levels above the baseline whose processors multiply no bfloat16: what is not made integers is widened; oneDNN emulates it."""
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel test takes a level: each one this machine runs, the emulated tiles, or the twins where nothing is built."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -31,10 +33,27 @@ def level(request):
         yield request.param
 
 
-@pytest.fixture(params=[level for level in levels_under_test() if level in native.SCALED] or ["none"])
-def scaled_to(request):
-    """What a level that scales bfloat16 makes of it, at each of them."""
-    if request.param == "none":
+def levels_that_scale(levels):
+    """Those of ``levels`` that are under test, for a fixture's parameters; one to skip where there are none."""
+    return [level for level in levels_under_test() if level in levels] or ["none"]
+
+
+@contextlib.contextmanager
+def scaling_level(name):
+    """What a level that scales bfloat16 makes of it, while it is in use."""
+    if name == "none":
         pytest.skip("this machine has no level that scales bfloat16")
-    with native.level(request.param):
-        yield torch.float16 if request.param == native.FLOAT16 else torch.int16
+    with native.level(name):
+        yield torch.float16 if name == native.FLOAT16 else torch.int16
+
+
+@pytest.fixture(params=levels_that_scale(native.SCALED))
+def scaled_to(request):
+    with scaling_level(request.param) as dtype:
+        yield dtype
+
+
+@pytest.fixture(params=levels_that_scale(native.SCALED_WINOGRAD))
+def winograd_scaled_to(request):
+    with scaling_level(request.param) as dtype:
+        yield dtype

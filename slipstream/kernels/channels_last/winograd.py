@@ -8,8 +8,8 @@ Accuracy, against float64, in relative norm, at up to 512 channels: float32 in t
 float32 convolution: 3e-7); bfloat16 4e-3, where the image is transformed in float32 and rounded then (a direct product of
 bfloat16: 2.4e-3); at level avx512_fp16 weights and images are scaled to float16, as `kernels.linear` has it (tiles of 2 x 2
 1.5e-3, of 4 x 4 4.5e-3, up to twice that where a single channel or pixel stands out, half of it on smooth images); at those of
-16-bit integers, weights and transformed pixels are scaled to these (tiles of 2 x 2 8e-4, of 4 x 4 2.2e-3). A NaN or an infinity
-reaches whole tiles, and no other image.
+16-bit integers and at avx512_bf16, weights and transformed pixels are scaled to these (tiles of 2 x 2 8e-4, of 4 x 4 2.2e-3). A
+NaN or an infinity reaches whole tiles, and no other image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from slipstream.kernels.post_op import code_of, finished
 TILES = (2, 4)
 """Sides of a tile of outputs."""
 
-WORTH_IT = 1.15
-"""Estimated gain over a direct convolution below which it stays direct."""
+WORTH_IT = 1.05
+"""Estimated gain over a direct convolution below which it stays direct. (Where it is more, a graph asks a race.)"""
 
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
@@ -81,7 +81,7 @@ def pack(
     with torch.no_grad():
         if native.available():
             halves = dtype is torch.bfloat16
-            scaled = halves and native.active_level() in native.SCALED
+            scaled = halves and native.active_level() in native.SCALED_WINOGRAD
             data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, halves, scaled)
             return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
@@ -98,7 +98,7 @@ def held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def tiles_of(dtype: torch.dtype) -> tuple[int, ...]:
     """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is scaled."""
-    return TILES if dtype is torch.float32 or native.active_level() in native.SCALED else TILES[:1]
+    return TILES if dtype is torch.float32 or native.active_level() in native.SCALED_WINOGRAD else TILES[:1]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def choice(
     size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     a_product = 1.0 if dtype is torch.float32 else _A_PRODUCT[level]
     direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
-    fits = dtype is torch.bfloat16 and level in native.INT16
+    fits = dtype is torch.bfloat16 and level in native.INT16_WINOGRAD
     gains = {}
     for tile in tiles_of(dtype):
         tiles = batch * -(-size[0] // tile) * -(-size[1] // tile)
