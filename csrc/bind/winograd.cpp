@@ -180,28 +180,24 @@ WinogradCall image_of(WinogradCall call, int64_t index) {
   return call;
 }
 
-// Where weights are scaled all images are too, and those that do not fit are computed again, by themselves.
-void run_in_integers(WinogradCall call) {
+// Where weights are scaled all images are too; those that do not fit are computed again, by themselves, with widened weights.
+void run(WinogradCall call) {
+  if (!is_scaled(call.weight_type)) return run_tiles(call);
   std::vector<uint8_t> misfits(static_cast<size_t>(call.batch));
-  call.misfits = misfits.data();
+  std::unique_ptr<OperandScale[]> scales;
+  if (call.weight_type == ElementType::int16) {
+    call.misfits = misfits.data();  // what becomes integers is fitted tile by tile
+  } else {
+    const int64_t size = call.height * call.width * call.in_channels;
+    scales = scale_images(table().winograd_scaling, call.x, call.x_type, call.batch, size, transform_bits(call.tile));
+    for (size_t image = 0; image < misfits.size(); ++image) misfits[image] = scales[image].back == 0;
+    call.scales = scales.get();
+  }
   run_tiles(call);
+  call.scales = nullptr;
   call.misfits = nullptr;
   for (int64_t image = 0; image < call.batch; ++image) {
     if (misfits[static_cast<size_t>(image)]) run_tiles(image_of(call, image));
-  }
-}
-
-void run(WinogradCall call) {
-  if (call.weight_type == ElementType::int16) return run_in_integers(call);
-  if (call.weight_type != ElementType::float16) return run_tiles(call);
-  const int64_t size = call.height * call.width * call.in_channels;
-  const int bits = transform_bits(call.tile);
-  const std::unique_ptr<OperandScale[]> scales = scale_images(table().winograd_scaling, call.x, call.x_type, call.batch, size, bits);
-  call.scales = scales.get();
-  run_tiles(call);
-  call.scales = nullptr;
-  for (int64_t image = 0; image < call.batch; ++image) {
-    if (scales[image].back == 0) run_tiles(image_of(call, image));
   }
 }
 

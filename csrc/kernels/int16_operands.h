@@ -58,11 +58,17 @@ inline uint32_t largest_magnitude(const void* data, ElementType type, int64_t be
   return static_cast<uint32_t>(range_of_row<false>({data, 1, type}, end - begin, begin).largest_bits);
 }
 
-inline OperandScale operand_scale(uint32_t largest_bits) {
-  int exponent = static_cast<int>(largest_bits >> 23) - kExponentOfOne;
-  if (exponent > kMostOfRows) return {0, 0};
-  exponent = exponent < kLeastOfRows ? kLeastOfRows : exponent;
+// The exponent that operands are scaled by, of the bits of the largest; more than kMostOfRows where that does not fit.
+inline int exponent_for(int32_t largest_bits) {
+  const int exponent = (largest_bits >> 23) - kExponentOfOne;
+  return exponent < kLeastOfRows ? kLeastOfRows : exponent;
+}
+inline OperandScale scale_for(int exponent) {
   return {power_of_two(kIntegerExponent - exponent), power_of_two(exponent - kIntegerExponent)};
+}
+inline OperandScale operand_scale(uint32_t largest_bits) {
+  const int exponent = exponent_for(static_cast<int32_t>(largest_bits));
+  return exponent > kMostOfRows ? OperandScale{0, 0} : scale_for(exponent);
 }
 
 // Above 0 where too many of some neighbouring elements of an image are faint beside its largest.
@@ -94,13 +100,13 @@ inline float fit_row(const Rows& x, int64_t row, int64_t k, int16_t* to) {
   };
   for (int64_t i = whole; i < end; i += kWidth) largest = larger(largest, reinterpret_cast<VecI>(absolute(element(i))));
   const VecI lanes = reinterpret_cast<VecI>(largest_half);
-  int exponent = (largest_lane(larger(largest, larger(lanes << 16, lanes & kHighHalf))) >> 23) - kExponentOfOne;
+  const int exponent = exponent_for(largest_lane(larger(largest, larger(lanes << 16, lanes & kHighHalf))));
   if (exponent > kMostOfRows) {
     __builtin_memset(to, 0, static_cast<size_t>(round_up(k, kWidth)) * sizeof(int16_t));
     return 0;
   }
-  if (exponent < kLeastOfRows) exponent = kLeastOfRows;
-  const Vec scale = broadcast(power_of_two(kIntegerExponent - exponent));
+  const OperandScale scales = scale_for(exponent);
+  const Vec scale = broadcast(scales.scale);
   const int faint_exponent = exponent + kExponentOfOne - kFaintInRow;
   const VecI below = (faint_exponent << 23) - VecI{};
   const VecInt16 below_halves = reinterpret_cast<VecInt16>(below | reinterpret_cast<VecI>(reinterpret_cast<VecU>(below) >> 16));
@@ -118,7 +124,7 @@ inline float fit_row(const Rows& x, int64_t row, int64_t k, int16_t* to) {
     store(to, v * scale);
   }
   const VecI both = reinterpret_cast<VecI>(faint_halves);
-  return sum_of_lanes(faint + ((both << 16) >> 16) + (both >> 16)) > 0 ? 0 : power_of_two(exponent - kIntegerExponent);
+  return sum_of_lanes(faint + ((both << 16) >> 16) + (both >> 16)) > 0 ? 0 : scales.back;
 }
 
 // Rows of floats that belong together, up to kMostTogether of them, each by its own largest; k is padded with zeros to whole registers.
@@ -136,11 +142,14 @@ inline bool fit_rows_together(const float* rows, int64_t stride, int64_t count, 
   bool fits = true;
   VecI faint{};
   for (int64_t r = 0; r < count; ++r) {
-    int exponent = (largest[r] >> 23) - kExponentOfOne;
-    fits &= exponent <= kMostOfRows;
-    exponent = exponent < kLeastOfRows ? kLeastOfRows : exponent > kMostOfRows ? kMostOfRows : exponent;
-    const Vec scale = broadcast(power_of_two(kIntegerExponent - exponent));
-    back[r * back_stride] = power_of_two(exponent - kIntegerExponent);
+    int exponent = exponent_for(largest[r]);
+    if (exponent > kMostOfRows) {
+      fits = false;
+      exponent = kMostOfRows;
+    }
+    const OperandScale scales = scale_for(exponent);
+    const Vec scale = broadcast(scales.scale);
+    back[r * back_stride] = scales.back;
     const float* row = rows + r * stride;
     for (int64_t i = 0; i < k; i += kWidth) store(to + r * to_stride + i, load(row + i) * scale);
     if (r % tested != 0) continue;

@@ -156,7 +156,10 @@ inline void linear_int8(const LinearInt8Call& call, const LinearPart& part, void
         return BlockOfX<Step::int8>{x, stride};
       },
       [](int64_t, int64_t) {},
-      [](const QuantizedX*, int64_t, const uint8_t*, int64_t, int64_t, int64_t, int64_t, const WeightsAhead&) { return false; },
+      [&](const QuantizedX*, int64_t, const uint8_t*, int64_t steps, int64_t row, int64_t rows, int64_t panel, const WeightsAhead&) {
+        ask_for_y(linear, steps, row, rows, panel);
+        return false;
+      },
       [&](float* sums, int64_t block, int64_t begin, int64_t rows, int64_t panel) {
         scale_back(sums, rows, scales + begin, columns + panel * panel_bytes);
         finish_tile(linear, sums, kPanelColumns, block + begin, rows, panel * kPanelColumns);

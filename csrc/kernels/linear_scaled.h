@@ -127,6 +127,7 @@ class ScaledLinear {
         [](int64_t, int64_t) {},
         [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel,
             const WeightsAhead& ahead) {
+          ask_for_y(call_, steps, row, rows, panel);
           if (!bounded) return false;
           const bool floats = call_.y_type == ElementType::float32;
           const int64_t begin = panel * kPanelColumns, columns = call_.n - begin < kPanelColumns ? call_.n - begin : kPanelColumns;

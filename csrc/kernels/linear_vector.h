@@ -236,6 +236,31 @@ SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int
   }
 }
 
+// Steps of depth that take as long as a line from another cache or memory.
+constexpr int64_t kStepsOfALine = 64;
+
+template <bool to_write>
+SLIPSTREAM_INLINE void ask_for_tile(const void* data, ElementType type, int64_t stride, int64_t row, int64_t rows, int64_t column,
+                                    int64_t columns) {
+  const int64_t size = type == ElementType::float32 ? 4 : 2;
+  const char* at = static_cast<const char*>(data) + (row * stride + column) * size;
+  for (int64_t r = 0; r < rows; ++r, at += stride * size) {
+    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(at + byte, to_write ? 1 : 0, 3);
+  }
+}
+
+// Asks for what the sums of a strip and a panel go to, and for what goes there with them: its lines lie a row apart, and arrive
+// while the sums are computed.
+SLIPSTREAM_INLINE void ask_for_y(const LinearCall& call, int64_t steps, int64_t row, int64_t rows, int64_t panel) {
+  if (steps < kStepsOfALine) return;
+  const int64_t column = panel * kPanelColumns, columns = call.n - column < kPanelColumns ? call.n - column : kPanelColumns;
+  ask_for_tile<true>(call.y, call.y_type, call.y_stride, row, rows, column, columns);
+  const Rows* const others[] = {&call.residual, &call.multiplier};
+  for (const Rows* other : others) {
+    if (other->data) ask_for_tile<false>(other->data, other->type, other->stride, row, rows, column, columns);
+  }
+}
+
 // Up to so many bytes of weights stay in the second-level cache beside y: then a strip runs over all panels before the next one
 // begins, which reads x once and writes rows of y whole.
 inline int64_t weights_beside_rows() { return second_level_cache() / 8; }
@@ -453,6 +478,7 @@ void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch
       },
       [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel,
           const WeightsAhead& ahead) {
+        ask_for_y(call, steps, row, rows, panel);
         if (!bounded) return false;
         const auto kernel = call.y_type == ElementType::float32 ? panel_into<step, float> : panel_into<step, uint16_t>;
         kernel(call, x, stride, w, steps, row, rows, panel, low, high, ahead);
