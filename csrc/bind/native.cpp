@@ -22,6 +22,12 @@ bool use_level(std::string name) {
   return false;
 }
 
+// What bfloat16 weights become in the active level: "bfloat16" where nothing is scaled. `of` is "winograd", or "linear" for all else.
+std::string scaled_type(std::string of) {
+  const ElementType type = (of == "winograd" ? table().winograd_scaling : table().scaling).type;
+  return type == ElementType::float16 ? "float16" : type == ElementType::int16 ? "int16" : "bfloat16";
+}
+
 int64_t cache_in_use() { return second_level_cache(); }
 
 void use_cache(int64_t bytes) {
@@ -34,6 +40,7 @@ void use_cache(int64_t bytes) {
 STABLE_TORCH_LIBRARY(slipstream, library) {
   library.def("level(str which) -> str");
   library.def("use_level(str name) -> bool");
+  library.def("scaled_type(str of) -> str");
   library.def("second_level_cache() -> int");
   library.def("use_second_level_cache(int bytes) -> ()");
 }
@@ -41,6 +48,7 @@ STABLE_TORCH_LIBRARY(slipstream, library) {
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CompositeExplicitAutograd, library) {
   library.impl("level", TORCH_BOX(&level));
   library.impl("use_level", TORCH_BOX(&use_level));
+  library.impl("scaled_type", TORCH_BOX(&scaled_type));
   library.impl("second_level_cache", TORCH_BOX(&cache_in_use));
   library.impl("use_second_level_cache", TORCH_BOX(&use_cache));
 }

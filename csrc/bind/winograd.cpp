@@ -96,19 +96,17 @@ std::optional<Tensor> pack_fitted(const WeightSource& source, int64_t tile, cons
 
 // weight [out, in, 3, 3] float32 or bfloat16 -> [panel, elements of a panel]; layout: kernels/winograd_call.h. With scaled, instead
 // of bfloat16 it becomes what the level multiplies scaled, where the weight fits; else bfloat16, whose digits do for tiles of 2, if the
-// level multiplies that no slower than float32, or float32.
+// level multiplies that, or float32.
 Tensor pack_winograd(const Tensor& weight_in, int64_t tile, bool bfloat16, bool scaled) {
   STD_TORCH_CHECK(weight_in.dim() == 4 && weight_in.size(2) == 3 && weight_in.size(3) == 3,
                   "weight: not of shape [out, in, 3, 3]");
   STD_TORCH_CHECK(tile == 2 || (tile == 4 && (scaled || !bfloat16)), "tile: 2, or 4 in float32 and scaled");
   const Tensor weight = torch::stable::contiguous(weight_in);
   const WeightSource source = {weight.data_ptr(), element_type(weight, "weight"), weight.size(0), weight.size(1)};
-  bool halves = bfloat16 && tile == 2;
-  if (scaled && bfloat16 && table().winograd_scaling.fit_panel) {
-    if (std::optional<Tensor> fitted = pack_fitted(source, tile, table().winograd_scaling)) return *fitted;
-    halves &= !table().scaling.multiplies(ElementType::int16);  // where linear is integers too, nothing multiplies bfloat16
-  }
-  return pack_as(source, tile, halves ? ElementType::bfloat16 : ElementType::float32);
+  if (!bfloat16) return pack_as(source, tile, ElementType::float32);
+  if (!scaled || !table().winograd_scaling.fit_panel) return pack_as(source, tile, tile == 2 ? ElementType::bfloat16 : ElementType::float32);
+  if (std::optional<Tensor> fitted = pack_fitted(source, tile, table().winograd_scaling)) return *fitted;
+  return pack_as(source, tile, tile == 2 && table().multiplies_bfloat16 ? ElementType::bfloat16 : ElementType::float32);
 }
 
 // A scaled weight as float32, for a level that multiplies none such.
@@ -180,6 +178,10 @@ WinogradCall image_of(WinogradCall call, int64_t index) {
   return call;
 }
 
+std::atomic<int64_t> convolved_twice{0};
+
+int64_t images_convolved_twice() { return convolved_twice.load(std::memory_order_relaxed); }
+
 // Where weights are scaled all images are too; those that do not fit are computed again, by themselves, with widened weights.
 void run(WinogradCall call) {
   if (!is_scaled(call.weight_type)) return run_tiles(call);
@@ -197,7 +199,9 @@ void run(WinogradCall call) {
   call.scales = nullptr;
   call.misfits = nullptr;
   for (int64_t image = 0; image < call.batch; ++image) {
-    if (misfits[static_cast<size_t>(image)]) run_tiles(image_of(call, image));
+    if (!misfits[static_cast<size_t>(image)]) continue;
+    convolved_twice.fetch_add(1, std::memory_order_relaxed);
+    run_tiles(image_of(call, image));
   }
 }
 
@@ -237,11 +241,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {
   library.def(
       "winograd(Tensor x, Tensor packed, int out_channels, int tile, int padding_height, int padding_width, Tensor? bias, "
       "int post_op, Tensor? residual, bool bfloat16_out) -> Tensor");
+  library.def("images_convolved_twice() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slipstream, CPU, library) {
   library.impl("pack_winograd", TORCH_BOX(&pack_winograd));
   library.impl("winograd", TORCH_BOX(&winograd));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slipstream, CompositeExplicitAutograd, library) {
+  library.impl("images_convolved_twice", TORCH_BOX(&images_convolved_twice));
 }
 
 }  // namespace slipstream

@@ -42,6 +42,7 @@ struct KernelTable {
   void (*linear)(const LinearCall& call, const LinearPart& part, void* scratch);
   Scaling scaling;           // of linear and all that is built on it, and of convolution_last
   Scaling winograd_scaling;  // of winograd
+  bool multiplies_bfloat16;  // as it is, by dot products, sooner than float32; else it is widened, or scaled
   // linear's for a weight in several parts; null where there are no tiles.
   size_t (*linear_split_scratch)(const LinearCall& call, const LinearPart& part);
   void (*linear_split)(const LinearCall& call, const LinearPart& part, void* scratch);

@@ -52,8 +52,6 @@ inline size_t lay_out(const AttentionCall& call, AttentionBuffers& b, void* memo
   return static_cast<size_t>(at - static_cast<uint8_t*>(memory));
 }
 
-constexpr int64_t bytes_of(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
-
 template <Step step>
 void attend(const AttentionCall& call, const AttentionPart& part, void* scratch);
 
@@ -96,25 +94,14 @@ struct AskAhead {
   int64_t parts;      // products of the strip
   int64_t asked = 0;  // parts done
 
-  // Inlined, or the compiler takes a function that does nothing but this for one that does nothing.
-  static SLIPSTREAM_INLINE void ask_for(const void* data, int64_t begin, int64_t end, int64_t stride, int64_t columns,
-                                        ElementType type) {
-    if (!data) return;
-    for (int64_t r = begin; r < end; ++r) {
-      const char* row = static_cast<const char*>(data) + r * stride * bytes_of(type);
-      const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
-      for (; line < row + columns * bytes_of(type); line += 64) __builtin_prefetch(line, 0, 2);
-    }
-  }
-
   SLIPSTREAM_INLINE void some() {
     if (asked == parts) return;
     const int64_t from = rows * asked / parts, to = rows * (asked + 1) / parts, share = keys.end - keys.begin;
     const int64_t first = keys.begin + share * asked / parts, last = keys.begin + share * (asked + 1) / parts;
-    ask_for(q, from, to, call.q.stride, call.depth, call.q.type);
-    ask_for(y, from, to, call.y_stride, call.value_depth, call.y_type);
-    ask_for(call.k_ahead, first, last, call.k.stride, call.depth, call.k.type);
-    ask_for(call.v_ahead, first, last, call.v.stride, call.value_depth, call.v.type);
+    if (q) ask_for_tile<Use::later>(q, call.q.type, call.q.stride, from, to, 0, call.depth);
+    if (y) ask_for_tile<Use::later>(y, call.y_type, call.y_stride, from, to, 0, call.value_depth);
+    if (call.k_ahead) ask_for_tile<Use::later>(call.k_ahead, call.k.type, call.k.stride, first, last, 0, call.depth);
+    if (call.v_ahead) ask_for_tile<Use::later>(call.v_ahead, call.v.type, call.v.stride, first, last, 0, call.value_depth);
     ++asked;
   }
 };

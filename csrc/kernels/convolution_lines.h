@@ -293,7 +293,7 @@ void convolve_row(const ConvolutionLastCall& call, const LinearPart& part, Lines
     end.row = row * call.out_width + position;
     const int64_t next = end.row + rows, after = next + kStripRows;
     // Results are written faster than hardware brings in what they replace.
-    if (whole_rows) ask_for<true>(linear.y, next, after < stop ? after : stop, y_bytes);
+    if (whole_rows) ask_for_rows<Use::write>(linear.y, next, after < stop ? after : stop, y_bytes);
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       const int64_t begin = panel * kPanelColumns;
       const int64_t columns = linear.n - begin < kPanelColumns ? linear.n - begin : kPanelColumns;

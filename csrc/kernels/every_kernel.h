@@ -10,6 +10,7 @@
 #include "multiply_step.h"
 #include "linear_finish.h"
 #include "group_norm.h"
+#include "ask_for.h"
 #include "linear_vector.h"
 #include "linear_int8.h"
 #ifdef SLIPSTREAM_HALF
@@ -41,6 +42,7 @@ namespace SLIPSTREAM_LEVEL {
 
 constexpr KernelTable every_kernel() {
   KernelTable table{};
+  table.multiplies_bfloat16 = kBf16Step == Step::dot_bf16;
   table.linear_scratch = linear_scratch;
   table.linear = linear;
   table.pack_matrix = pack_matrix;

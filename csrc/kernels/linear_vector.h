@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear on vector registers. A thread's part of y is cut into blocks of rows whose copy of x stays in the second-level
 // cache; each panel of the weight is then streamed once a block, and strips of a few rows run over the whole depth, so that
-// sums never leave registers before they are finished. Needs kernels/multiply_step.h and kernels/linear_finish.h; what is int8's
-// own: kernels/linear_int8.h.
+// sums never leave registers before they are finished. Needs kernels/multiply_step.h, kernels/linear_finish.h and kernels/ask_for.h;
+// what is int8's own: kernels/linear_int8.h.
 
 namespace slipstream {
 namespace SLIPSTREAM_LEVEL {
@@ -226,38 +226,18 @@ struct BlockOfX {
   int64_t stride;
 };
 
-// Asks for memory that the strip after this one will read (or write): a strip's own accesses go row by row, which the processor
-// does not foresee.
-template <bool to_write = false>
-SLIPSTREAM_INLINE void ask_for(const void* rows, int64_t begin, int64_t end, int64_t row_bytes) {
-  const char* from = static_cast<const char*>(rows);
-  for (const char* p = from + begin * row_bytes; p < from + end * row_bytes; p += 64) {
-    __builtin_prefetch(p, to_write ? 1 : 0, to_write ? 3 : 2);
-  }
-}
-
 // Steps of depth that take as long as a line from another cache or memory.
 constexpr int64_t kStepsOfALine = 64;
-
-template <bool to_write>
-SLIPSTREAM_INLINE void ask_for_tile(const void* data, ElementType type, int64_t stride, int64_t row, int64_t rows, int64_t column,
-                                    int64_t columns) {
-  const int64_t size = type == ElementType::float32 ? 4 : 2;
-  const char* at = static_cast<const char*>(data) + (row * stride + column) * size;
-  for (int64_t r = 0; r < rows; ++r, at += stride * size) {
-    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(at + byte, to_write ? 1 : 0, 3);
-  }
-}
 
 // Asks for what the sums of a strip and a panel go to, and for what goes there with them: its lines lie a row apart, and arrive
 // while the sums are computed.
 SLIPSTREAM_INLINE void ask_for_y(const LinearCall& call, int64_t steps, int64_t row, int64_t rows, int64_t panel) {
   if (steps < kStepsOfALine) return;
   const int64_t column = panel * kPanelColumns, columns = call.n - column < kPanelColumns ? call.n - column : kPanelColumns;
-  ask_for_tile<true>(call.y, call.y_type, call.y_stride, row, rows, column, columns);
+  ask_for_tile<Use::write>(call.y, call.y_type, call.y_stride, row, row + rows, column, columns);
   const Rows* const others[] = {&call.residual, &call.multiplier};
   for (const Rows* other : others) {
-    if (other->data) ask_for_tile<false>(other->data, other->type, other->stride, row, rows, column, columns);
+    if (other->data) ask_for_tile<Use::soon>(other->data, other->type, other->stride, row, row + rows, column, columns);
   }
 }
 
@@ -474,7 +454,7 @@ void vector_linear(const LinearCall& call, const LinearPart& part, void* scratch
         return BlockOfX<step>{static_cast<const X*>(scratch), stride};
       },
       [&](int64_t begin, int64_t end) {
-        if (in_place && far) ask_for(call.x.data, begin, end, x_bytes);
+        if (in_place && far) ask_for_rows<Use::later>(call.x.data, begin, end, x_bytes);
       },
       [&](const X* x, int64_t stride, const uint8_t* w, int64_t steps, int64_t row, int64_t rows, int64_t panel,
           const WeightsAhead& ahead) {

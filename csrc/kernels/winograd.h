@@ -233,20 +233,14 @@ SLIPSTREAM_INLINE void finish_winograd(const WinogradCall& call, const TilePlace
   }
 }
 
-// Asks for the lines that a tile's outputs are written to, and its residual read from: a cache line a pixel and 16 channels.
+// Asks for the lines that a tile's outputs are written to, and its residual read from.
 template <int tile>
 SLIPSTREAM_INLINE void ask_for_outputs(const WinogradCall& call, const TilePlace& place, int64_t panel) {
-  const int64_t y_size = call.y_type == ElementType::float32 ? 4 : 2;
-  const int64_t residual_size = call.residual_type == ElementType::float32 ? 4 : 2;
+  const int64_t column = panel * kPanelColumns, left = call.out_width - place.column, pixels = left < tile ? left : tile;
   for (int i = 0; i < tile && i < call.out_height - place.row; ++i) {
-    const int64_t line = (place.image * call.out_height + place.row + i) * call.out_width + place.column;
-    for (int j = 0; j < tile && j < call.out_width - place.column; ++j) {
-      const int64_t at = (line + j) * call.out_channels + panel * kPanelColumns;
-      for (int64_t c = 0; c < kPanelColumns; c += 16) {
-        __builtin_prefetch(static_cast<const char*>(call.y) + (at + c) * y_size, 1);
-        if (call.residual) __builtin_prefetch(static_cast<const char*>(call.residual) + (at + c) * residual_size);
-      }
-    }
+    const int64_t begin = (place.image * call.out_height + place.row + i) * call.out_width + place.column, end = begin + pixels;
+    ask_for_tile<Use::write>(call.y, call.y_type, call.out_channels, begin, end, column, kPanelColumns);
+    if (call.residual) ask_for_tile<Use::soon>(call.residual, call.residual_type, call.out_channels, begin, end, column, kPanelColumns);
   }
 }
 

@@ -17,6 +17,7 @@
 #include "../kernels/post_op.h"
 #include "../kernels/multiply_step.h"
 #include "../kernels/linear_finish.h"
+#include "../kernels/ask_for.h"
 #include "../kernels/linear_vector.h"
 #include "../kernels/linear_int8.h"
 #include "../kernels/int16_operands.h"

@@ -63,8 +63,8 @@ LEAST_INTEGERS = PANEL // 2 + 1
 """Outputs from which on pixels are worth making integers of (measured: 16 take half as long again, 24 less time)."""
 
 _TILES = ("amx", native.EMULATED)
-_FAST_BFLOAT16 = ("avx512_bf16", *native.SCALED, *_TILES)
-"""Levels that multiply bfloat16 weights faster than float32 ones."""
+_FAST_BFLOAT16 = ("avx512_bf16", *_TILES)
+"""Levels that multiply bfloat16 weights faster than float32 ones as they are; others scale them for that."""
 _NAMES = {"bf16": "medium", "tf32": "high"}
 _setting: Any = torch._C._get_fp32_precision_getter  # type: ignore[attr-defined]
 
@@ -100,7 +100,7 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, scaled: bo
     n, k = weight.shape
     with torch.no_grad():
         if native.available():
-            fits = scaled and dtype is torch.bfloat16 and native.active_level() in native.SCALED
+            fits = scaled and dtype is torch.bfloat16 and native.scaled_dtype("linear") is not torch.bfloat16
             data = torch.ops.slipstream.pack_linear(weight.detach(), dtype is torch.bfloat16 or parts > 1, parts, fits)
             return PackedLinear(data, n, k, dtype, True, parts)
         return PackedLinear(weight.detach().to(dtype).contiguous().clone(), n, k, dtype, False, parts)
@@ -108,7 +108,7 @@ def pack(weight: torch.Tensor, *, dtype: torch.dtype, parts: int = 1, scaled: bo
 
 def repays_scaling(n: int) -> bool:
     """Whether so many outputs repay that rows of x are scaled in each call, where there may be many rows and little depth."""
-    return native.active_level() not in native.INT16 or n >= LEAST_INTEGERS
+    return native.scaled_dtype("linear") is not torch.int16 or n >= LEAST_INTEGERS
 
 
 def pack_in_a_row(weights: Sequence[torch.Tensor], *, dtype: torch.dtype, parts: int = 1) -> torch.Tensor:
@@ -281,7 +281,7 @@ def in_words(precision: str, held: Held) -> str:
 
 
 def _multiplies_bfloat16(level: str) -> bool:
-    if level in _FAST_BFLOAT16:
+    if level in _FAST_BFLOAT16 or native.scaled_dtype("linear") is not torch.bfloat16:
         return True
     return level == "none" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -23,21 +24,13 @@ FLOAT16 = "avx512_fp16"
 PLAIN_AVX2 = "avx2_plain"
 """Level avx2 as it is on processors without AVX-VNNI: for tests on those that have it, and only when asked for by name."""
 
-INT16 = ("avx2", PLAIN_AVX2, "avx512_vnni")
-"""Levels that multiply bfloat16 weights as scaled integers of 16 bits, in linear and recurrent layers and convolutions."""
-
-SCALED = (*INT16, FLOAT16)
-
-INT16_WINOGRAD = (*INT16, "avx512_bf16")
-"""Levels whose minimal filtering multiplies such integers: for their digits also where dot products of bfloat16 are as fast."""
-
-SCALED_WINOGRAD = (*INT16_WINOGRAD, FLOAT16)
-
-WITHOUT_BFLOAT16 = (*INT16, "avx512")
+WITHOUT_BFLOAT16 = ("avx2", PLAIN_AVX2, "avx512_vnni", "avx512")
 """Levels above the baseline whose processors multiply no bfloat16: what is not made integers is widened; oneDNN emulates it."""
 
 EMULATED = "amx_emulated"
 """The tile kernels on plain C++ tiles: for tests on machines without AMX, and only when asked for by name."""
+
+_SCALED = {"float16": torch.float16, "int16": torch.int16, "bfloat16": torch.bfloat16}
 
 _LIBRARY = pathlib.Path(__file__).parents[1] / "_native.so"
 
@@ -93,6 +86,15 @@ def default_level() -> str:
 def active_level() -> str:
     """The level in use; "none" without the extension."""
     return str(torch.ops.slipstream.level("active")) if available() else "none"
+
+
+def scaled_dtype(of: Literal["linear", "winograd"]) -> torch.dtype:
+    """What the level in use makes of bfloat16 weights, scaled: float16, int16, or bfloat16 itself where it scales none.
+
+    ``of`` winograd, minimal filtering may differ from linear, which speaks for all else: integers have the digits for its tiles
+    of 4 x 4, also where dot products of bfloat16 are as fast.
+    """
+    return _SCALED[torch.ops.slipstream.scaled_type(of)] if available() else torch.bfloat16
 
 
 def levels() -> tuple[str, ...]:

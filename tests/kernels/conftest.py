@@ -9,6 +9,13 @@ import torch
 from slipstream.kernels import native
 from slipstream.runtime import isa
 
+INT16 = ("avx2", native.PLAIN_AVX2, "avx512_vnni")
+SCALED = (*INT16, native.FLOAT16)
+"""Levels that multiply bfloat16 weights scaled, in linear and all that is built on it."""
+INT16_WINOGRAD = (*INT16, "avx512_bf16")
+SCALED_WINOGRAD = (*INT16_WINOGRAD, native.FLOAT16)
+"""Those that do in minimal filtering."""
+
 
 def levels_under_test():
     forced = native.active_level()
@@ -47,13 +54,13 @@ def scaling_level(name):
         yield torch.float16 if name == native.FLOAT16 else torch.int16
 
 
-@pytest.fixture(params=levels_that_scale(native.SCALED))
+@pytest.fixture(params=levels_that_scale(SCALED))
 def scaled_to(request):
     with scaling_level(request.param) as dtype:
         yield dtype
 
 
-@pytest.fixture(params=levels_that_scale(native.SCALED_WINOGRAD))
+@pytest.fixture(params=levels_that_scale(SCALED_WINOGRAD))
 def winograd_scaled_to(request):
     with scaling_level(request.param) as dtype:
         yield dtype

@@ -11,6 +11,7 @@ from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.convolution_last import convolution_last, pack
 from slipstream.kernels.post_op import POST_OPS, apply_post_op
+from tests.kernels.conftest import SCALED
 
 DTYPES = [torch.float32, torch.bfloat16]
 NORM = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
@@ -32,7 +33,7 @@ def relative(y, expected):
 
 def is_scaled(level, dtype):
     """Whether x and weights are multiplied scaled: operands lose digits, so that a bound cannot be tight."""
-    return level in native.SCALED and dtype is torch.bfloat16
+    return level in SCALED and dtype is torch.bfloat16
 
 
 def rounded(tensor, dtype):

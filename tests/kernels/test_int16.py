@@ -12,9 +12,9 @@ from slipstream.kernels import linear as L
 from slipstream.kernels import native
 from slipstream.kernels.recurrent import pack as pack_recurrent
 from slipstream.kernels.recurrent import recurrent
-from tests.kernels.conftest import levels_under_test
+from tests.kernels.conftest import INT16, levels_under_test
 
-LEVELS = [level for level in levels_under_test() if level in native.INT16]
+LEVELS = [level for level in levels_under_test() if level in INT16]
 LIMIT = 1e-3
 """Of operands that are normally distributed; bfloat16 would have 2.4e-3."""
 INF, NAN = float("inf"), float("nan")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from slipstream.errors import UsageError
 from slipstream.kernels import linear as L
 from slipstream.kernels import native
+from tests.kernels.conftest import SCALED
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDS_X = {"avx512_bf16", "amx", "amx_emulated", "plain"}
 """Levels at which bfloat16 weights make x bfloat16 too."""
 HALF = native.FLOAT16
-SCALED = native.SCALED  # operands are rounded, differently from bfloat16
 
 by_level = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from slipstream.errors import UsageError
 from slipstream.kernels import linear as L
 from slipstream.kernels import native
+from tests.kernels.conftest import SCALED
 
 TILES = ("amx", native.EMULATED)
 LARGEST = torch.finfo(torch.float32).max
@@ -241,7 +242,7 @@ def test_the_precision_that_torch_was_asked_for(precision):
 
 
 def test_how_weights_are_held(level):
-    tiles, faster = level in TILES, level in ("avx512_bf16", *native.SCALED, *TILES)
+    tiles, faster = level in TILES, level in ("avx512_bf16", *SCALED, *TILES)
     assert L.best_held("highest", 16) == (torch.float32, 3 if tiles else 1)
     assert L.best_held("high", 16) == (torch.float32, 2 if tiles else 1)
     assert L.best_held("highest", L.SPLIT_FROM_ROWS - 1) == (torch.float32, 1)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from slipstream import env
 from slipstream.kernels import native
+from slipstream.kernels.native import FLOAT16
+from tests.kernels.conftest import INT16, INT16_WINOGRAD
 
 
 def run(code, **variables):
@@ -64,3 +67,9 @@ def test_an_extension_that_is_here_loads():
     """One built before the sources changed would let the twins serve, and every test of a kernel would pass on them."""
     if native._LIBRARY.exists():
         assert native.available(), native.reason()
+
+
+def test_which_levels_scale_bfloat16(level):
+    half = {FLOAT16: torch.float16}
+    assert native.scaled_dtype("linear") is {**dict.fromkeys(INT16, torch.int16), **half}.get(level, torch.bfloat16)
+    assert native.scaled_dtype("winograd") is {**dict.fromkeys(INT16_WINOGRAD, torch.int16), **half}.get(level, torch.bfloat16)

@@ -28,6 +28,13 @@ def error(y, expected):
     return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
+def size_of_products(query, key, query_table, query_index, key_table, key_index, query_scale, key_scale):
+    """The norm that sums of products have where they do not happen to cancel: what roundings of operands are relative to."""
+    tables = [None if table is None else table.double() ** 2 for table in (query_table, key_table)]
+    squares = query.double() ** 2, key.double() ** 2, tables[0], query_index, tables[1], key_index
+    return oracle(*squares, query_scale**2, key_scale**2).sqrt().norm()
+
+
 def operands(batch, heads, queries, keys, depth, positions, kind="random", seed=0):
     torch.manual_seed(seed)
     query, key = torch.randn(batch, heads, queries, depth), torch.randn(batch, heads, keys, depth)
@@ -62,7 +69,8 @@ def test_equals_float64(level, batch, heads, queries, keys, depth, positions, ki
     for function in (relative_scores, plain_relative_scores):
         got = function(query, key, *tables, dtype=dtype, **scales)
         assert (got.dtype, got.shape) == (torch.float32, expected.shape)
-        assert error(got, expected) <= BOUND[dtype] * 2
+        size = max(expected.norm(), size_of_products(query, key, *tables, **scales))
+        assert (got - expected).norm() <= BOUND[dtype] * 2 * size
 
 
 @pytest.mark.parametrize("dtype", BOUND)

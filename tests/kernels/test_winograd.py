@@ -13,6 +13,7 @@ from slipstream.errors import UsageError
 from slipstream.kernels import native
 from slipstream.kernels.channels_last.winograd import choice, convolution_3x3, pack, tiles_of
 from slipstream.kernels.linear import POST_OPS, apply_post_op
+from tests.kernels.conftest import SCALED_WINOGRAD
 
 DTYPES = [torch.float32, torch.bfloat16]
 VARIANTS = [(torch.float32, 2), (torch.float32, 4), (torch.bfloat16, 2)]
@@ -96,7 +97,7 @@ def test_what_is_not_finite_stays_in_its_image_and_tiles(level, variant, bad):
     reached = torch.zeros(3, 1, 12, 12, dtype=torch.bool)
     reached[1, :, 0:10, 0:10] = True
     same = torch.equal if level != "plain" else torch.allclose
-    if level in native.SCALED_WINOGRAD and dtype is torch.bfloat16:  # what is not finite makes its image fit no more
+    if level in SCALED_WINOGRAD and dtype is torch.bfloat16:  # what is not finite makes its image fit no more
         assert (y - whole)[1][~reached[1].expand_as(y[1])].abs().max() <= 4e-3 * whole.abs().max()
         reached[1] = True
     assert same(y[~reached.expand_as(y)], whole[~reached.expand_as(y)])

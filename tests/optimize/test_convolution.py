@@ -77,7 +77,7 @@ def test_other_ranks_and_transposes(geometry, dtype):
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
 def test_bfloat16_goes_to_the_kernel_of_the_level(form):
-    ours = dict.fromkeys((*native.SCALED, "avx512"), PackedLayer)
+    ours = dict.fromkeys((*native.WITHOUT_BFLOAT16, native.FLOAT16), PackedLayer)
     if form is torch.contiguous_format:
         ours["avx512_bf16"] = PackedConvolution
     conv, x = nn.Conv2d(40, 64, 3, padding=1).to(memory_format=form).eval(), torch.randn(2, 40, 9, 10)

@@ -34,7 +34,7 @@ WORTH_IT = 1.05
 # Costs in float32 multiplications, from measurements on a processor with AVX-512: reading a transformed weight from memory, and
 # the transforms of a tile for each channel on either side, by dtype and side of the tile.
 _READ_A_WEIGHT = 8
-_A_PRODUCT = {"avx512_bf16": 0.5, **dict.fromkeys(native.SCALED, 0.55)}  # of bfloat16; a float32 product is 1
+_A_SCALED_PRODUCT = 0.55  # of bfloat16, to float16 or integers; a float32 product is 1
 _WIDENED = ("avx512", "avx512_bf16_widened")
 _TRANSFORM = {(torch.float32, 2): 240, (torch.float32, 4): 600, (torch.bfloat16, 2): 180, (torch.bfloat16, 4): 450}
 _FIT = {2: 120, 4: 270}  # to integers, each transformed pixel by the largest of its point and tile
@@ -81,7 +81,7 @@ def pack(
     with torch.no_grad():
         if native.available():
             halves = dtype is torch.bfloat16
-            scaled = halves and native.active_level() in native.SCALED_WINOGRAD
+            scaled = halves and _scaled_dtype() is not torch.bfloat16
             data = torch.ops.slipstream.pack_winograd(weight.detach(), tile, halves, scaled)
             return PackedWinograd(data, tile, padding, in_channels, out_channels, True)
         data = weight.detach().to(dtype).contiguous().clone()
@@ -98,7 +98,11 @@ def held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def tiles_of(dtype: torch.dtype) -> tuple[int, ...]:
     """Sides of tiles for which the digits do that ``dtype`` is multiplied with: bfloat16's for 2 only, unless it is scaled."""
-    return TILES if dtype is torch.float32 or native.active_level() in native.SCALED_WINOGRAD else TILES[:1]
+    return TILES if dtype is torch.float32 or _scaled_dtype() is not torch.bfloat16 else TILES[:1]
+
+
+def _scaled_dtype() -> torch.dtype:
+    return native.scaled_dtype("winograd")
 
 
 @dataclass(frozen=True)
@@ -120,18 +124,18 @@ def choice(
 
     Tiles of 4 x 4 pay where maps are large. Edges waste part of them, and their weights, four times the size, have to be read
     from memory: where tiles are few, 2 x 2 is better. Few channels do not repay the transforms. bfloat16 is estimated for the
-    levels avx512_bf16 and those that scale it, and as the float32 that `held_dtype` makes of it; with tiles it stays direct.
+    levels that scale it, and as the float32 that `held_dtype` makes of it; with tiles it stays direct.
     """
     dtype = held_dtype(dtype)
     batch, ins, height, width = x_shape
     what = f"3 x 3 convolution {ins} -> {out_channels}, {height} x {width}, batch {batch}: minimal filtering"
-    level = native.active_level()
-    if level == "none" or (dtype is torch.bfloat16 and level not in _A_PRODUCT):
+    halves, level = dtype is torch.bfloat16, native.active_level()
+    if level == "none" or (halves and _scaled_dtype() is torch.bfloat16):
         return Choice(None, Decision(what, False, native.reason() if level == "none" else f"no gain known at level {level}"))
     size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    a_product = 1.0 if dtype is torch.float32 else _A_PRODUCT[level]
+    a_product = _A_SCALED_PRODUCT if halves else 1.0
     direct = 9 * ins * out_channels * (batch * size[0] * size[1] + _READ_A_WEIGHT) * a_product
-    fits = dtype is torch.bfloat16 and level in native.INT16_WINOGRAD
+    fits = halves and _scaled_dtype() is torch.int16
     gains = {}
     for tile in tiles_of(dtype):
         tiles = batch * -(-size[0] // tile) * -(-size[1] // tile)
