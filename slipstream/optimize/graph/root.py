@@ -324,7 +324,7 @@ class RootCall:
         if speedup is not None:
             verdict = guards.Verdict(speedup > 1, speedup)
             self.plain_s[sizes] = min(race.seconds[0])
-            self.known.keep(sizes, verdict, race.ROUNDS, self.plain_s[sizes])
+            self.known.keep(sizes, verdict, min(map(len, race.seconds)), self.plain_s[sizes])
             self._decide(way, sizes, verdict)
         elif known is not None and race.confirms(self.plain_s.get(sizes, 0.0)):
             self._decide(way, sizes, known)

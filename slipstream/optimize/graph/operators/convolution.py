@@ -4,7 +4,7 @@
 1 × 1 is a linear over pixels; one channel a group has a vector kernel, 3 × 3 of stride 1 minimal filtering where that pays. The
 rest is torch's oneDNN with weights in the order that it wants for just this image size (without the size it picks formats that
 cost up to five times as much), or ours, where that may win and does so in a race: along a line without padding a linear over
-rows that overlap, else the direct kernel, on an image of this size. On tiles all that serves float32 races against the same
+rows that overlap, else the direct kernel, on a part of such an image. On tiles all that serves float32 races against the same
 products from parts of bfloat16.
 """
 
@@ -35,6 +35,7 @@ from slipstream.optimize.graph.operators.convolution_ways import (
     SplitDirect,
     SplitPointwise,
     Winograd,
+    raced_part,
     tile_for,
 )
 from slipstream.optimize.graph.operators.operator import Answer, Tensors, WeightOperator
@@ -182,11 +183,12 @@ _RACES = {OverlappingRows: "overlapping_rows", Winograd: "winograd"}
 
 
 def faster_of_two(rival: Any, other: Any, weight: torch.Tensor, bias: torch.Tensor | None, owner: Convolution) -> Any:
-    """Of two of these classes the one that computes an image of the captured size sooner; found once a kind of layer.
+    """Of two of these classes the one that computes images of the captured size sooner; found once a kind of layer.
 
-    Along a line part of the image will do.
+    Part of the batch, of a large image or of a line will do.
     """
-    g = OverlappingRows.raced_geometry(weight, owner.geometry) if rival is OverlappingRows else owner.geometry
+    part = OverlappingRows.raced_geometry if rival is OverlappingRows else raced_part
+    g = part(weight, owner.geometry)
     name: Hashable = _RACES.get(rival, "convolution_last")
     if other is Winograd:
         name = name, other.what
