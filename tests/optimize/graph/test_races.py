@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.optimize import guards
-from slipstream.optimize.graph.operators.convolution import OneDnn, Winograd, faster_of_two
+from slipstream.optimize.graph.operators import convolution
+from slipstream.optimize.graph.operators.convolution import Convolution, Direct, OneDnn, Winograd, faster_of_two
 from slipstream.optimize.graph.operators.convolution_ways import RACED_MACS, RACED_PIXELS, Geometry, raced_part
 from slipstream.optimize.graph.program import Race
 
@@ -54,6 +55,20 @@ def test_large_images_race_in_part_and_share_what_was_found(monkeypatch):
         owner.geometry = Geometry((1, 1), (1, 1), (1, 1), 1, size)
         assert faster_of_two(Winograd, OneDnn, weight, None, owner) is Winograd
     assert raced[0] == raced[1]
+
+
+def test_minimal_filtering_races_no_direct_kernel_that_multiplies_far_more(monkeypatch):
+    """Where it wins by little the direct kernel may still be the better one, and is asked."""
+    raced = []
+    monkeypatch.setattr(convolution, "faster_of_two", lambda rival, way, *_: raced.append((rival, way)) or Winograd)
+    gain = {}
+    monkeypatch.setattr(convolution, "gain_of_filtering", lambda *_: gain["x"])
+    monkeypatch.setattr(convolution, "way_for", lambda *_: Winograd)
+    monkeypatch.setattr(convolution, "rival_of", lambda *_: Direct)
+    for gain["x"] in (1.2, 3.0):
+        layer = Convolution(torch.float32, torch.float32, Geometry((1, 1), (1, 1), (1, 1), 1, (1, 32, 64, 64)), "none", None)
+        layer.make((torch.randn(32, 32, 3, 3), None))
+    assert raced == [(Winograd, OneDnn), (Direct, Winograd), (Winograd, OneDnn)]
 
 
 class Owner:

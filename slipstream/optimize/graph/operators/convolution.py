@@ -35,6 +35,7 @@ from slipstream.optimize.graph.operators.convolution_ways import (
     SplitDirect,
     SplitPointwise,
     Winograd,
+    gain_of_filtering,
     raced_part,
     tile_for,
 )
@@ -43,6 +44,10 @@ from slipstream.optimize.pieces.followers import fold_batch_norm
 
 MARGIN = 1.03
 """How many times faster than the other the rival has to be."""
+
+NO_RIVAL = 1.5
+"""Estimated gain of minimal filtering over our direct kernel from which on they do not race. (Measured where it is more: 1.8 to
+3.3; a race of the two takes as long as all others of a layer.)"""
 
 HALF_A_PANEL = 16
 """Outputs of a group from which on tiles may pay."""
@@ -95,6 +100,8 @@ class Convolution(WeightOperator):
         if way is Winograd and all(self.geometry.size):
             way = faster_of_two(Winograd, OneDnn, weight, bias, self)
         rival = rival_of(weight, self.geometry) if way in (OneDnn, Winograd) else None
+        if way is Winograd and gain_of_filtering(weight, self.geometry, self.product) > NO_RIVAL:
+            rival = None
         if rival is not None:
             way = faster_of_two(rival, way, weight, bias, self)
         split = split_of(weight, self.geometry, way, self.parts)

@@ -22,8 +22,8 @@ from slipstream.optimize.pieces.linear import onednn_product
 
 _ops = torch.ops.mkldnn
 
-RACED_MACS = 4e8
-"""Multiply-adds, some 8 ms of float32 on a core, that are enough for a race: the rest of a batch, or of a large image, takes
+RACED_MACS = 2e8
+"""Multiply-adds, some 4 ms of float32 on a core, that are enough for a race: the rest of a batch, or of a large image, takes
 both sides as long again. Whole, the races of a text detector's 25 layers on a page of 736 x 960 took 20 s."""
 
 RACED_PIXELS = 512
@@ -247,9 +247,20 @@ def _zeros_around(geometry: Geometry) -> tuple[int, int, int, int] | None:
 
 def tile_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> int | None:
     """The tile of minimal filtering, where that is the better way for images of the captured size."""
+    choice = _filtering_for(weight, geometry, product)
+    return None if choice is None else choice.tile
+
+
+def gain_of_filtering(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> float:
+    """How many times faster it should be than the direct kernel, which multiplies just as it does."""
+    choice = _filtering_for(weight, geometry, product)
+    return 0.0 if choice is None or choice.tile is None else choice.decision.figures["estimated_speedup_x"]
+
+
+def _filtering_for(weight: torch.Tensor, geometry: Geometry, product: torch.dtype) -> winograd_kernel.Choice | None:
     plain = (geometry.stride, geometry.dilation, geometry.groups, geometry.end_padding) == ((1, 1), (1, 1), 1, None)
     if tuple(weight.shape[2:]) != (3, 3) or not plain:
         return None
     batch, channels, height, width = geometry.size
     size = (batch, channels, height, width)
-    return winograd_kernel.choice(size, weight.shape[0], dtype=product, padding=geometry.padding).tile
+    return winograd_kernel.choice(size, weight.shape[0], dtype=product, padding=geometry.padding)
