@@ -244,5 +244,6 @@ def _read_data(parameter: Parameter) -> torch.Tensor:
 
 
 def _write_data(parameter: Parameter, value: torch.Tensor) -> None:
-    spoil(parameter)
+    if value is not parameter:  # which it is where `module.to(device)`, before each call of many a script, moves nothing
+        spoil(parameter)
     _DATA.__set__(parameter, value)

@@ -96,6 +96,31 @@ def test_the_next_call_sees_it(engine, change):
         assert error(model(x), nn.functional.linear(x, model.weight, model.bias)) < 1e-2
 
 
+HARMLESS = {
+    "to its own device": lambda model: model.to("cpu"),
+    "to its own dtype": lambda model: model.float(),
+    "cpu and eval": lambda model: model.cpu().eval(),
+    "requires_grad_": lambda model: model.requires_grad_(False),
+    "zero_grad": lambda model: model.zero_grad(),
+    "state_dict": lambda model: model.state_dict(),
+    "sizes and dtypes": lambda model: [(p.shape, p.dtype, p.device, p.numel()) for p in model.parameters()],
+}
+"""What scripts do before each call, and what changes no weight."""
+
+
+@pytest.mark.parametrize("does", HARMLESS.values(), ids=HARMLESS)
+@torch.no_grad()
+def test_what_changes_nothing_costs_no_pack(engine, does):
+    engine("bfloat16")
+    model, x = layer(), torch.randn(5, 24)
+    model(x)
+    held = list(packs._packs.values())
+    for _ in range(3):
+        does(model)
+        assert error(model(x), nn.functional.linear(x, model.weight, model.bias)) < 1e-2
+    assert held and all(pack.valid for pack in held) and list(packs._packs.values()) == held
+
+
 def test_a_step_retires_the_packs_of_its_own_parameters_and_no_others(engine):
     engine("float32")
     mine, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
