@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to call a module in the report, and whether the user's patterns want it.
 
-A leaf does not know where it hangs. At its first call the stack is walked up to the outermost module that is
-being called, and the path is looked up there: "BertModel.encoder.layer.0.attention.self.query".
+A leaf does not know where it hangs. At its first call the stack is walked up to the outermost module of those being
+called that it is a part of, and the path is looked up there: "BertModel.encoder.layer.0.attention.self.query".
 """
 
 from __future__ import annotations
@@ -74,15 +74,30 @@ def _read_patterns(patterns: str) -> tuple[frozenset[str], tuple[re.Pattern[str]
 
 
 def outermost(module: nn.Module) -> nn.Module:
-    """The outermost module that is being called on this thread; ``module`` where none is."""
-    outermost = None
+    """The outermost module that is being called on this thread, of those that ``module`` is a part of.
+
+    Some call a model that they hold in a list or in an object of another kind: then it is the model. The outermost of all where
+    none has this module, which is the result where none is being called.
+    """
+    calls = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _CALL:
-            outermost = frame
+            calls.append(frame)
         frame = frame.f_back
-    # Read from this one frame only: its arguments live as long as the call anyhow, others' might be kept by it.
-    return module if outermost is None else outermost.f_locals["self"]
+    # Read from these frames only: their arguments live as long as the calls anyhow, others' might be kept by it.
+    for call in reversed(calls):
+        root: nn.Module = call.f_locals["self"]
+        if _has_part(root, module):
+            return root
+    return calls[-1].f_locals["self"] if calls else module  # type: ignore[no-any-return]
+
+
+def _has_part(root: nn.Module, module: nn.Module) -> bool:
+    known = _paths.get(id(root))
+    if known is not None and known[0]() is root and id(module) in known[2]:
+        return True
+    return any(part is module for part in root.modules())
 
 
 def _index(root: nn.Module, label: str | None) -> tuple[weakref.ref[nn.Module], str, dict[int, str]]:

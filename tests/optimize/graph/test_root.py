@@ -573,3 +573,36 @@ def test_a_part_with_a_forward_of_its_own_that_was_called_alone_is_read_through(
     assert way.program.lowered.operators == 2
     with torch.inference_mode():
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+class Backend:
+    """Not a module, as those of detectors are not that serve several runtimes."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Serving(nn.Module):
+    """Holds its model where no module is looked for, and a layer of its own where they are."""
+
+    def __init__(self, model, norm):
+        super().__init__()
+        self.backend, self.hidden, self.norm = Backend(model), [model], norm
+
+    def forward(self, x):
+        return self.hidden[0](self.norm(self.backend.forward(x)))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(64)], ids=["nothing of its own", "a layer of its own"])
+def test_a_model_that_its_caller_hides_gets_the_graph(at_once, norm):
+    at_once("float32")
+    model, x = Noting().eval(), torch.randn(6, 64)
+    serving = Serving(model, norm).eval()
+    assert settle(serving, x) is None or isinstance(norm, nn.LayerNorm)
+    root = tier.root_call(model)
+    assert root.ways and root.account.calls
+    with torch.inference_mode():
+        assert error(serving(x), model._call_impl(norm(model._call_impl(x)))) < 1e-5
