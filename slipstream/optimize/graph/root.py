@@ -166,6 +166,9 @@ class RootCall:
             self.repayment.others += 1
         if self.capturing:
             return self._beside_capture(module, args, kwargs)
+        if self.schedule.is_over() and not self.ways:
+            self._leave(module)
+            return self._plain(module, args, kwargs)
         if any(leaf.is_nested for leaf in tensors_in((args, kwargs))):
             return self._plain(module, args, kwargs)
         if self.asks_outcomes:
@@ -292,9 +295,7 @@ class RootCall:
             if now != precision:  # it was set meanwhile, and dynamo has put a part of it back: torch would not read it any more
                 torch.set_float32_matmul_precision(now)
 
-    def _try(
-        self, way: Way, sizes: Hashable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _try(self, way: Way, sizes: Hashable, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The two ways in turn. The first fast call also runs the reference, and is not timed."""
         if self.options.decides_only:
             return self._show(way, module, args, kwargs)

@@ -135,6 +135,10 @@ class Schedule:
         """Whether sizes change from call to call, so that the capture should hold for all of them."""
         return self.captures > 0 or len(self.sizes) > 1
 
+    def is_over(self) -> bool:
+        """Whether there will be no further capture, so that nobody needs to watch for one."""
+        return self.captures >= MOST_CAPTURES
+
     def put_off(self) -> None:
         """The capture that was begun last does not count: it is made once more."""
         self.captures -= 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.optimize import leaf_tier
-from slipstream.optimize.graph import background
+from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph.torchscript import slot
 from slipstream.optimize.optimize_model import optimize_model
 from tests.optimize.graph.conftest import needs_native
@@ -292,7 +292,7 @@ class Dropping(Plain):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Reading, "value"), (Counting, "SetAttr"), (Writing, "changes an input"), (Dropping, "dropout is active")],
+    [(Reading, "value"), (Writing, "changes an input"), (Dropping, "dropout is active")],
 )
 def test_what_is_no_graph_is_left_alone(at_once, kind, why):
     module, x = torch.jit.script(kind().eval()), torch.randn(4, 64)
@@ -308,8 +308,38 @@ def test_what_is_no_graph_is_left_alone(at_once, kind, why):
         z = x.clone()
         assert torch.equal(got, module._call_impl(z))
     assert torch.equal(y, z)
-    if kind is Counting:
-        assert module.calls == 7
+
+
+def test_a_module_that_writes_into_itself_is_not_watched(at_once):
+    """Its graph shows that at once, without what a capture has to load."""
+    module, x = torch.jit.script(Counting().eval()), torch.randn(4, 64)
+    at_once("float32")
+    assert settle(module, x) is None
+    assert "SetAttr" in reasons()
+    assert module.calls == 5
+    with torch.no_grad():
+        assert torch.equal(module(x), module._call_impl(x))
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_a_model_that_is_refused_each_time_is_let_go(at_once, monkeypatch, scripted):
+    begin, begun = schedule.Schedule.begin, []
+    monkeypatch.setattr(schedule.Schedule, "begin", lambda self: begun.append(1) or begin(self))
+    model = Dropping().eval()
+    module = torch.jit.script(model) if scripted else model
+    at_once("float32")
+    with torch.no_grad():
+        for _ in range(3 * schedule.MOST_CAPTURES):
+            module(torch.randn(4, 64))
+            background.wait()
+    assert "dropout is active" in reasons()
+    assert len(begun) == schedule.MOST_CAPTURES
+    assert tier.root_call(module) is None
+    torch.manual_seed(1)
+    with torch.no_grad():
+        got = module(torch.ones(4, 64))
+    torch.manual_seed(1)
+    assert torch.equal(got, module._call_impl(torch.ones(4, 64)))
 
 
 def test_onednns_own_tensors_are_left_alone(at_once):
@@ -318,8 +348,7 @@ def test_onednns_own_tensors_are_left_alone(at_once):
         module = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(model, args)))
         wanted = copy.deepcopy(module)(*args)
         at_once("float32")
-        call = settle(module, *args)
-        assert not call.ways
+        assert settle(module, *args) is None
         assert torch.equal(module(*args), wanted)
 
 

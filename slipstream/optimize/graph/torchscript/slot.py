@@ -20,6 +20,7 @@ from slipstream.decision import log
 from slipstream.kernels import native
 from slipstream.optimize import names
 from slipstream.optimize.graph.root import RootCall
+from slipstream.optimize.graph.torchscript import walk
 from slipstream.optimize.graph.torchscript.call import ScriptCall
 from slipstream.optimize.graph.torchscript.exported import MAKER, ExportedCall
 from slipstream.optimize.options import Options, say_once, set_up
@@ -109,12 +110,20 @@ def notice(module: nn.Module, name: str, options: Options) -> Any:
         pass
     elif not native.available():
         say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
+    elif (kind := _foreign_kind(module)) is not None:
+        log.note(f"{name}.graph: whole model", False, f"not captured: {kind} is in it")
     else:
         made = (ScriptCall if isinstance(module, torch.jit.ScriptModule) else ExportedCall)(module, name, options)
     if made is not None:
         _answering[id(module)] = module
     module.__dict__[SLOT] = made
     return made
+
+
+def _foreign_kind(module: nn.Module) -> str | None:
+    """What is in it that no capture can hold, as far as that shows without the second that one takes."""
+    graph = getattr(getattr(module, "forward", None), "inlined_graph", None)  # a ScriptModule's
+    return None if graph is None else walk.foreign_kind(graph)
 
 
 def _meet(module: nn.Module) -> Any:

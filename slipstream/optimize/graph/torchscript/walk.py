@@ -94,6 +94,12 @@ def walk(graph: Any, holder: Any, arguments: list[Any], mode: FakeTensorMode, fa
     return walker.finish(results[0] if len(results) == 1 else tuple(results))
 
 
+def foreign_kind(graph: Any) -> str | None:
+    """The kind of a node that every call comes to and no walk gets past, such as one that writes into an attribute."""
+    kinds = (node.kind() for node in graph.nodes())
+    return next((kind for kind in kinds if kind not in _HANDLERS and not kind.startswith("aten::")), None)
+
+
 class _Walker:
     def __init__(self, holder: Any, mode: FakeTensorMode) -> None:
         self.graph = fx.Graph()
@@ -104,26 +110,6 @@ class _Walker:
         self.weights: list[Attribute | torch.Tensor] = []
         self.settings: list[tuple[Attribute, Any]] = []
         self._known: dict[Any, fx.Node] = {}
-        self._kinds: dict[str, Callable[[Any], None]] = {
-            "prim::Constant": self._constant,
-            "prim::GetAttr": self._attribute,
-            "prim::If": self._if,
-            "prim::Loop": self._loop,
-            "prim::ListConstruct": lambda node: self._give(node, list(self._inputs(node))),
-            "prim::TupleConstruct": lambda node: self._give(node, tuple(self._inputs(node))),
-            "prim::DictConstruct": self._dictionary,
-            "prim::ListUnpack": self._unpack,
-            "prim::TupleUnpack": self._unpack,
-            "prim::TupleIndex": lambda node: self._give(node, operator.getitem(*self._inputs(node))),
-            "prim::NumToTensor": self._number_as_tensor,
-            "prim::unchecked_cast": lambda node: self._give(node, self._inputs(node)[0]),
-            "prim::Uninitialized": lambda node: self._give(node, None),
-            "prim::dtype": lambda node: self._give(node, DTYPES.index(self._example(self._inputs(node)[0]).dtype)),
-            "prim::device": lambda node: self._give(node, torch.device("cpu")),
-            "prim::is_cuda": lambda node: self._give(node, False),
-            "prim::min": self._compute,
-            "prim::max": self._compute,
-        }
 
     # the fx graph
 
@@ -186,9 +172,9 @@ class _Walker:
 
     def block(self, block: Any) -> None:
         for node in block.nodes():
-            handler = self._kinds.get(node.kind())
+            handler = _HANDLERS.get(node.kind())
             if handler is not None:
-                handler(node)
+                handler(self, node)
             elif node.kind().startswith("aten::"):
                 self._operator(node)
             else:
@@ -385,3 +371,25 @@ class _Walker:
                     raise CaptureRefused(f"it has a {name} of number {value}")
                 return choices[value]
         return value
+
+
+_HANDLERS: dict[str, Callable[[_Walker, Any], None]] = {
+    "prim::Constant": _Walker._constant,
+    "prim::GetAttr": _Walker._attribute,
+    "prim::If": _Walker._if,
+    "prim::Loop": _Walker._loop,
+    "prim::ListConstruct": lambda walker, node: walker._give(node, list(walker._inputs(node))),
+    "prim::TupleConstruct": lambda walker, node: walker._give(node, tuple(walker._inputs(node))),
+    "prim::DictConstruct": _Walker._dictionary,
+    "prim::ListUnpack": _Walker._unpack,
+    "prim::TupleUnpack": _Walker._unpack,
+    "prim::TupleIndex": lambda walker, node: walker._give(node, operator.getitem(*walker._inputs(node))),
+    "prim::NumToTensor": _Walker._number_as_tensor,
+    "prim::unchecked_cast": lambda walker, node: walker._give(node, walker._inputs(node)[0]),
+    "prim::Uninitialized": lambda walker, node: walker._give(node, None),
+    "prim::dtype": lambda walker, node: walker._give(node, DTYPES.index(walker._example(walker._inputs(node)[0]).dtype)),
+    "prim::device": lambda walker, node: walker._give(node, torch.device("cpu")),
+    "prim::is_cuda": lambda walker, node: walker._give(node, False),
+    "prim::min": _Walker._compute,
+    "prim::max": _Walker._compute,
+}
