@@ -2,6 +2,7 @@
 """What is said of a running instance: which pages are its own, when a difference is said, and when again."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from slipstream.launcher.observe import verify
 from slipstream.launcher.observe.watch import Watch
 from slipstream.launcher.options import Running
 from slipstream.launcher.plan import Instance, LaunchPlan
+from slipstream.runtime import affinity
 
 HERE = Instance(0, (0,), (1,), 1, "preferred", (1,))
 PAGES = "instance 0: memory on node 1 (preferred)"
@@ -94,3 +96,19 @@ def test_more_threads_outside_are_said_again(watch):
     for count in (1, 3, 4):
         looked._note(Decision("threads", False, f"{count} may leave the plan", {"threads_outside": count}))
     assert len(said) == 2
+
+
+def test_a_library_that_narrows_the_main_thread_for_a_moment_raises_no_alarm(watch, monkeypatch):
+    looked, said = watch
+    job = SimpleNamespace(code=None, instance=Instance(0, (0, 1), (0,), 2), process=SimpleNamespace(pid=os.getpid()))
+    monkeypatch.setattr(verify, "check_pages", lambda instance, pid: None)
+    for cpus in ({0}, {0, 1}, {1}, {0, 1}):
+        monkeypatch.setattr(affinity, "allowed_cpus", lambda pid, cpus=cpus: frozenset(cpus))
+        monkeypatch.setattr(affinity, "cpus_by_thread", lambda pid, cpus=cpus: {pid: frozenset(cpus)})
+        looked.check([job])
+    assert not said and looked.checks["instance 0: threads on CPUs 0-1"].taken
+    for _ in range(2):
+        monkeypatch.setattr(affinity, "allowed_cpus", lambda pid: frozenset({1}))
+        monkeypatch.setattr(affinity, "cpus_by_thread", lambda pid: {pid: frozenset({1})})
+        looked.check([job])
+    assert len(said) == 1 and "narrowed to CPU 1" in said[0]

@@ -460,7 +460,7 @@ def test_the_launcher_imports_no_torch(launcher, script):
 
 @two_cpus
 def test_a_main_thread_that_was_narrowed_is_reported_with_the_remedy(launcher, script, tmp_path):
-    path = script("import os, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); time.sleep(1.2)")
+    path = script("import os, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); time.sleep(2.6)")
     report = tmp_path / "report.json"
     ended = launcher("--report", report, path)
     assert "the main thread was narrowed" in ended.stderr and "unset OMP_PROC_BIND" in ended.stderr

@@ -54,6 +54,15 @@ def check_threads(instance: Instance, pid: int) -> Decision | None:
     return Decision(what, True, f"{inside} inside, the main thread may use every one of these CPUs")
 
 
+def is_narrowed(instance: Instance, pid: int) -> bool:
+    """Whether the main thread may use fewer CPUs than planned, which libraries do to it for milliseconds while they are loaded
+    and count cores: torch's does."""
+    try:
+        return affinity.allowed_cpus(pid) < frozenset(instance.cpus)
+    except ProcessLookupError:
+        return False
+
+
 def check_pages(instance: Instance, pid: int) -> Decision | None:
     """Whether the process's own pages lie on the nodes of its policy; None where there is nothing to compare."""
     if instance.memory_policy not in {"bind", "preferred", "interleave"}:
