@@ -19,7 +19,7 @@ from torch import nn
 
 from slipstream import decision
 from slipstream.kernels import native
-from slipstream.optimize import choices, dynamo, gates, guards, names, packs
+from slipstream.optimize import choices, dynamo, gates, guards, names, own_forward, packs
 from slipstream.optimize.allowance import SHARE
 from slipstream.optimize.chain.hand_over import HandOverPiece, let_all_go
 from slipstream.optimize.graph import tier
@@ -62,8 +62,10 @@ PIECES: dict[type[nn.Module], type[Any]] = {
 }
 """Leaf class → what answers for it."""
 
-CALL_PATH = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__iter__")
-"""What a subclass must not have replaced if it is to count as its leaf class."""
+FORWARD = ("forward", "_conv_forward")
+
+CALL_PATH = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__iter__")
+"""What a subclass must not have replaced, besides its forward, if it is to count as its leaf class."""
 
 _grad_is_enabled = torch.is_grad_enabled
 _pieces: dict[int, Any] = {}
@@ -111,6 +113,7 @@ def uninstall() -> None:
     guards.speed.clear()
     guards.speed.trusting = False
     set_up.allowance.share = SHARE
+    own_forward.let_go()
     let_all_go()
     tier.let_go()
     slot.let_go()
@@ -142,7 +145,7 @@ def know_transformers() -> None:
 
 def adopt(module: nn.Module, name: str, options: Options) -> Any:
     """Let a piece answer for this module from now on; None where its class is not one that we know."""
-    leaf = _leaf_class(module)
+    leaf, is_stock = _leaf_class(module)
     if leaf is None:
         return None
     number = id(module)
@@ -150,8 +153,10 @@ def adopt(module: nn.Module, name: str, options: Options) -> Any:
     def answer_by(piece: Any) -> None:
         _pieces[number] = piece
 
-    piece = PIECES[leaf](module, name, options)
-    answer_by(HandOverPiece(piece, answer_by) if leaf in NORM_AFTER else piece)
+    piece: Any = PIECES[leaf](module, name, options) if is_stock else own_forward.adopt(module, leaf, name, options)
+    if piece is None:
+        return None
+    answer_by(HandOverPiece(piece, answer_by) if is_stock and leaf in NORM_AFTER else piece)
     weakref.finalize(module, _pieces.pop, number, None).atexit = False
     return _pieces[number]
 
@@ -174,16 +179,17 @@ def _meet(module: nn.Module) -> Any:
     return piece
 
 
-def _leaf_class(module: nn.Module) -> type[nn.Module] | None:
-    """The leaf class whose stock behaviour this module has, also where its class is a subclass."""
+def _leaf_class(module: nn.Module) -> tuple[type[nn.Module] | None, bool]:
+    """The leaf class that this module belongs to, perhaps by a subclass, and whether it has that class's own forward."""
     kind = type(module)
-    if kind in PIECES:
-        return kind
-    for leaf in kind.__mro__:
-        if leaf in PIECES:
-            same = all(getattr(kind, name, None) is getattr(leaf, name, None) for name in CALL_PATH)
-            return leaf if same else None
-    return None
+    leaf = next((leaf for leaf in kind.__mro__ if leaf in PIECES), None)
+    if leaf is None or not _has(kind, CALL_PATH, leaf):
+        return None, False
+    return leaf, _has(kind, FORWARD, leaf)
+
+
+def _has(kind: type[nn.Module], attributes: tuple[str, ...], leaf: type[nn.Module]) -> bool:
+    return all(getattr(kind, name, None) is getattr(leaf, name, None) for name in attributes)
 
 
 def _in_data_worker() -> bool:
