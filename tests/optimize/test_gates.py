@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from judging import decisions, error
+from judging import LIMIT, decisions, error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -219,12 +219,13 @@ class Quiet(nn.Linear):
 
 
 @torch.no_grad()
-def test_subclasses_only_where_they_are_the_stock_layer(engine):
-    engine("bfloat16")
+def test_a_subclass_keeps_what_it_has_of_its_own(engine):
     loud, quiet, x = Loud(8, 4).eval(), Quiet(8, 4).eval(), torch.randn(2, 8)
-    assert torch.equal(loud(x), nn.functional.linear(x, loud.weight, loud.bias) + 1)
+    wanted = loud(x)
+    engine("bfloat16")
+    assert error(loud(x), wanted) < LIMIT["bfloat16"]  # its forward adds one
     quiet(x)
-    assert list(decisions(taken=True)) == ["Quiet: packed linear"]
+    assert list(decisions(taken=True)) == ["Loud: packed linear", "Quiet: packed linear"]
 
 
 @torch.no_grad()
