@@ -46,7 +46,7 @@ SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g1
 sanitize: setup
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/tests
-	@cp -r csrc slipstream setup.py pyproject.toml README.md $(SANITIZED) && cp -r tests/kernels $(SANITIZED)/tests
+	@cp -r csrc slipstream setup.py pyproject.toml README.md $(SANITIZED) && cp -r tests/conftest.py tests/kernels $(SANITIZED)/tests
 	@rm -f $(SANITIZED)/slipstream/_native.so
 	@echo "== native extension with sanitizers"
 	@cd $(SANITIZED) && CXXFLAGS="$(SANITIZERS)" SLIPSTREAM_REQUIRE_NATIVE=1 $(abspath $(RUN))/python setup.py -q build_ext --inplace

@@ -63,6 +63,8 @@ def fresh(clean):
         (Choice("ours", math.inf, 1.0, 4, 1e-11, int(NOW)), False),
         (Choice("ours", math.nan, 1.0, 4, 1e-11, int(NOW)), False),
         (Choice("original", -1.0, 1.0, 4, 1e-11, int(NOW)), False),
+        (Choice("original", 0.3, 1.0, 2, 1e-11, int(NOW)), True),
+        (Choice("original", 0.04, 1.0, 2, 1e-11, int(NOW)), False),
         (Choice("neither", 2.0, 1.0, 4, 1e-11, int(NOW)), False),
     ],
 )
