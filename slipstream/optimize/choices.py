@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What earlier processes measured on this kind of machine: which way was the faster one, and whether to believe it.
 
-A choice is believed if it was clear, likely, not contested and not old, and even then one in `AGAIN` is measured again, so
-that what was measured beside other work heals. Only speed is remembered: whether a result is right depends on the weights.
+A choice is believed if it was clear, not contested and not old, and even then one in `AGAIN` is measured again, so that what
+was measured beside other work heals. Only speed is remembered: whether a result is right depends on the weights.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ OURS, ORIGINAL = "ours", "original"
 CLEAR = 1.1
 """A win has to exceed what was asked of it by this, a loss to stay below it by as much; what lies between is measured again."""
 
-UNLIKELY = 0.25
-"""A loss by more than this says that a core was taken away while it was measured: no kernel of ours is four times as slow as
-torch's. (Beside two compilers on two cores, one row through a linear layer was seen at 0.04.)"""
-
 OLD_S = 30 * 86400.0
 """Seconds after which a choice is measured again."""
 
@@ -56,7 +52,7 @@ def is_believed(choice: Choice, now: float) -> bool:
         return False
     if choice.way == OURS:
         return CLEAR * choice.margin <= choice.speedup_x < float("inf")
-    return choice.way == ORIGINAL and UNLIKELY < choice.speedup_x <= choice.margin / CLEAR
+    return choice.way == ORIGINAL and 0 < choice.speedup_x <= choice.margin / CLEAR
 
 
 def as_text(question: Hashable) -> str | None:

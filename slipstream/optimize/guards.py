@@ -52,6 +52,10 @@ CLEAR = 1.25
 HOPELESS = 0.5
 """Nor for a loss with this."""
 
+UNLIKELY = 0.25
+"""A loss by more than this says that a core was taken away while it was measured: no kernel of ours is four times as slow as
+torch's. (Beside two compilers on two cores, one row through a linear layer was seen at 0.04.) Other processes measure again."""
+
 
 def relative_error(fast: torch.Tensor, original: torch.Tensor) -> float | None:
     """In the norm of the whole; None where the original itself is not finite, so that nothing can be said."""
@@ -155,7 +159,7 @@ class SpeedGuard:
         with set_up.timed():
             choice = memory.recall(question)
         trial = Trial()
-        if choice is not None:
+        if choice is not None and choice.speedup_x > UNLIKELY:
             trial.best[0] = [choice.original_s] * 2
             trial.verdict = Verdict(choice.way == choices.OURS, choice.speedup_x, earlier=True)
         with self._lock:
