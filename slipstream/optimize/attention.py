@@ -162,7 +162,11 @@ def uninstall() -> None:
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-    if torch.compiler.is_compiling() or not gates.call_is_plain():
+    if torch.compiler.is_compiling():
+        if "is_causal" in kwargs:  # where sizes decide it, as in openai-whisper, dynamo has a symbol that the operator refuses
+            kwargs = {**kwargs, "is_causal": True if kwargs["is_causal"] else False}  # noqa: SIM210 - a branch settles it
+        return _original(*args, **kwargs)
+    if not gates.call_is_plain():
         return _original(*args, **kwargs)
     y = _answer(args, kwargs)
     return _original(*args, **kwargs) if y is None else y

@@ -119,6 +119,23 @@ def test_compilers_know_the_function(engine):
     assert torch.equal(torch.export.export(model, (q, k, v)).module()(q, k, v), wanted)
 
 
+class AttendFromTwo(nn.Module):
+    """As openai-whisper: whether it is causal depends on a size."""
+
+    def forward(self, q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_sizes_that_vary_may_decide_whether_it_is_causal(engine):
+    engine("bfloat16")
+    compiled = torch.compile(AttendFromTwo().eval(), backend="eager", fullgraph=True, dynamic=True)
+    for length in (9, 7, 1):
+        q, k, v = qkv(length=length, keys=length)
+        assert torch.equal(compiled(q, k, v), sdpa(q, k, v, is_causal=length > 1))
+
+
 def test_uninstalled_it_is_torchs_own(engine):
     engine("bfloat16")
     attention.uninstall()

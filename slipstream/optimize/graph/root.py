@@ -23,6 +23,7 @@ from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capturing.arguments import Arguments, alike, bucket_of, function_of, shapes_of, tensors_in
 from slipstream.optimize.graph.capturing.branches import OtherBranch, Outcomes, outcomes_here
 from slipstream.optimize.graph.capturing.capture import BranchOnValue, Capture, CaptureRefused, capture
+from slipstream.optimize.graph.capturing.shared import is_shared, refused_as_shared
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
@@ -251,10 +252,10 @@ class RootCall:
 
     def _capturing(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Capture]:
         """What captures for calls like this one, once it is called; noted as begun."""
-        varied = self.schedule.is_varied()
+        varied, shared = self.schedule.is_varied(), is_shared(module, (args, kwargs))
         self.schedule.begin()
         args, kwargs = alike((args, kwargs))
-        return lambda: self._captured(module, args, kwargs, dynamic=varied)
+        return refused_as_shared if shared else lambda: self._captured(module, args, kwargs, dynamic=varied)
 
     def _captures_gently(self) -> bool:
         """Whether a capture gives way to the script's calls."""

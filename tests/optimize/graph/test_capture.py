@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A capture leaves dynamo as it was, and does not load what compilers of graphs need."""
 
+import logging
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -76,3 +78,14 @@ def test_dynamo_is_as_before(module: nn.Module) -> None:
         except CaptureRefused:
             assert isinstance(module, Printing)
     assert found() == before
+
+
+def test_errors_of_guards_are_not_written_by_the_capturing_thread(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("torch._guards")
+    other = threading.Thread(target=log.error, args=("of the script's own compilation",))
+    with quiet.quietly([]):
+        log.error("of ours")
+        other.start()
+        other.join()
+    log.error("afterwards")
+    assert [record.getMessage() for record in caplog.records] == ["of the script's own compilation", "afterwards"]

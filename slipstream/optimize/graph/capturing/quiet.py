@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,14 +34,28 @@ def quietly(besides: list[tuple[Any, str, Any]]) -> Iterator[None]:
     level = logger.level
     found = [(owner, name, vars(owner)[name], ours) for owner, name, ours in [*instead(), *besides] if name in vars(owner)]
     logger.setLevel(logging.ERROR)
+    about_guards, not_here = logging.getLogger("torch._guards"), _NotOf(threading.get_ident())
+    about_guards.addFilter(not_here)
     for owner, name, _, ours in found:
         setattr(owner, name, ours)
     try:
         yield
     finally:
         logger.setLevel(level)
+        about_guards.removeFilter(not_here)
         for owner, name, theirs, _ in found:
             setattr(owner, name, theirs)
+
+
+class _NotOf(logging.Filter):
+    """Leaves out what a thread logs: guards that cannot be made, with their tracebacks, which is one more way to be refused."""
+
+    def __init__(self, thread: int) -> None:
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread
 
 
 def instead() -> list[tuple[Any, str, Any]]:
