@@ -16,6 +16,7 @@ from slipstream.optimize.graph.composites.einsum import spell_einsums
 from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
 from slipstream.optimize.graph.composites.multihead import spell_multihead
 from slipstream.optimize.graph.composites.transposed_linear import spell_transposed_linears
+from slipstream.optimize.graph.experts.fuse_experts import fuse_experts
 from slipstream.optimize.graph.features.fuse_features import fuse_features
 from slipstream.optimize.graph.fuse import fuse
 from slipstream.optimize.graph.join import join
@@ -90,6 +91,7 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     if not regions:
         keep_order(graph)
     operators = read_attention(graph, dtype) + fuse_convolutions(graph, dtype) + fuse_group_norms(graph) + fuse(graph, dtype)
+    operators += fuse_experts(graph, dtype)
     operators += fuse_features(graph, torch.float32 if options.low_memory else dtype)
     if not operators:
         raise CaptureRefused("no operation in it is faster here")

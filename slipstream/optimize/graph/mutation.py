@@ -51,6 +51,9 @@ _FRESH = frozenset(
 ) | frozenset(_METHODS.values())  # fmt: skip
 """Operations whose result is memory of its own; of any other the result is taken to be a view of the first argument."""
 
+_FRESH_TUPLES = frozenset({"topk", "sort", "max", "min", "kthvalue", "mode", "median", "var_mean", "std_mean", "frexp"})
+"""Operations whose results, where there are several, each have memory of their own."""
+
 _VIEWING = frozenset(
     {
         "view", "view_as", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select", "narrow", "chunk",
@@ -254,6 +257,9 @@ def _memory_of(node: fx.Node) -> fx.Node:
 def _base_of(node: fx.Node) -> fx.Node | None:
     """In whose memory a value may lie; None for one with memory of its own."""
     if node.op not in ("call_function", "call_method") or name_of(node) in _FRESH or isinstance(node.target, Written):
+        return None
+    of = node.args[0] if name_of(node) == "getitem" else None
+    if name_of(of) in _FRESH_TUPLES and tensor(of) is None:
         return None
     return next((source for source in node.all_input_nodes if _has_memory(value(source))), None)
 

@@ -63,6 +63,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "add": ("input", "other", "alpha"),
     **dict.fromkeys(("matmul", "bmm"), ("input", "other")),
     "mul": ("input", "other"),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), ("input", "weight", "offs", "bias", "out_dtype")),
     **dict.fromkeys(
         ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "selu"), ("input", "inplace")
     ),

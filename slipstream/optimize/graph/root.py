@@ -284,9 +284,8 @@ class RootCall:
             then = "no call to try it on has come" if self.options.decides_only else "being tried"
             self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
-            if isinstance(error, BranchOnValue):
-                self.schedule.put_off()
-                self.asks_outcomes = True
+            self.asks_outcomes = isinstance(error, BranchOnValue)
+            self.schedule.refuse(str(error), once_more=self.asks_outcomes)
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
             self._note(False, f"slipstream failed: {type(error).__name__}: {error}", time.perf_counter() - start)

@@ -84,6 +84,7 @@ class Schedule:
     calls: int = 0
     spare_s: float = 0.0
     sizes: Counter[Hashable] = field(default_factory=Counter)
+    refusals: set[str] = field(default_factory=set)
 
     def note(self, seconds: float, sizes: Hashable) -> None:
         """A call took this long; ``sizes`` are its tensors' shapes."""
@@ -139,9 +140,14 @@ class Schedule:
         """Whether there will be no further capture, so that nobody needs to watch for one."""
         return self.captures >= MOST_CAPTURES
 
-    def put_off(self) -> None:
-        """The capture that was begun last does not count: it is made once more."""
-        self.captures -= 1
+    def refuse(self, why: str, *, once_more: bool) -> None:
+        """The capture that was begun last came to nothing. ``once_more``: it does not count. What refuses one twice will
+        refuse a third."""
+        if once_more:
+            self.captures -= 1
+        elif why in self.refusals:
+            self.stop()
+        self.refusals.add(why)
 
     def stop(self) -> None:
         """No further capture: it would be as wrong as the last."""

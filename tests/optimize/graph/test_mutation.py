@@ -46,6 +46,13 @@ def chain(self, x):
     return y.masked_fill_(y > 1, 0.5)
 
 
+def shares_of_the_best(self, x):
+    """As routers of experts have it."""
+    best, which = torch.softmax(self.layer(x), -1).topk(2, dim=-1)
+    best /= best.sum(-1, keepdim=True)
+    return best * (which + 1)
+
+
 def on_a_view_that_is_all(self, x):
     y = self.layer(x).view(-1)
     y += 1
@@ -173,7 +180,7 @@ def graph_of(what):
 PURE = [
     add_in_place, inplace_flag, chain, on_a_view_that_is_all, through_a_view, seen_through_a_view, into_a_part,
     into_one_of_several_views, through_views_of_views, by_index_and_mask, from_itself, without_a_twin, filled_bit_by_bit,
-    seen_after_it_was_rounded, keeping_its_dtype,
+    seen_after_it_was_rounded, keeping_its_dtype, shares_of_the_best,
 ]  # fmt: skip
 
 

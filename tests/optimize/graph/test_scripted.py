@@ -322,7 +322,7 @@ def test_a_module_that_writes_into_itself_is_not_watched(at_once):
 
 
 @pytest.mark.parametrize("scripted", [True, False])
-def test_a_model_that_is_refused_each_time_is_let_go(at_once, monkeypatch, scripted):
+def test_a_model_that_is_refused_twice_is_let_go(at_once, monkeypatch, scripted):
     begin, begun = schedule.Schedule.begin, []
     monkeypatch.setattr(schedule.Schedule, "begin", lambda self: begun.append(1) or begin(self))
     model = Dropping().eval()
@@ -333,7 +333,7 @@ def test_a_model_that_is_refused_each_time_is_let_go(at_once, monkeypatch, scrip
             module(torch.randn(4, 64))
             background.wait()
     assert "dropout is active" in reasons()
-    assert len(begun) == schedule.MOST_CAPTURES
+    assert len(begun) == 2  # a third would be refused for the same reason
     assert tier.root_call(module) is None
     torch.manual_seed(1)
     with torch.no_grad():
