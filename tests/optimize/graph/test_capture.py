@@ -89,3 +89,49 @@ def test_errors_of_guards_are_not_written_by_the_capturing_thread(caplog: pytest
         other.join()
     log.error("afterwards")
     assert [record.getMessage() for record in caplog.records] == ["of the script's own compilation", "afterwards"]
+
+
+def capture_while(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+    """Capture, and run ``script`` amid the trace, as the script's thread would."""
+    from torch._dynamo import convert_frame
+
+    reset, ran = convert_frame.reset_user_object_tracking, []
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=lambda: ran.append(script()))
+        thread.start()
+        thread.join()
+        reset()
+
+    monkeypatch.setattr(convert_frame, "reset_user_object_tracking", meanwhile)
+    try:
+        capture(Doubling().eval(), (torch.ones(3),), {}, dynamic=False)
+    finally:
+        assert len(ran) == 1
+
+
+def test_random_numbers_that_the_script_draws_meanwhile_are_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    wanted = torch.rand(2, 3)
+    torch.manual_seed(0)
+    drawn: list[torch.Tensor] = []
+    capture_while(monkeypatch, lambda: drawn.append(torch.rand(3)))
+    assert torch.equal(torch.stack([*drawn, torch.rand(3)]), wanted)
+
+
+def test_a_default_dtype_that_the_script_sets_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_default_dtype()
+    try:
+        with pytest.raises(CaptureRefused, match="the script changed"):
+            capture_while(monkeypatch, lambda: torch.set_default_dtype(torch.float64))
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_dynamo_that_cannot_be_kept_from_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo import convert_frame
+
+    monkeypatch.setattr(convert_frame, "trace_frame", lambda *args, **kwargs: None)
+    with pytest.raises(CaptureRefused, match="random state"):
+        capture(Doubling().eval(), (torch.ones(3),), {}, dynamic=False)

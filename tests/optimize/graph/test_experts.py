@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixtures of experts: groups of rows are multiplied by packed weights, whatever rows each gets, in transformers' own models."""
+"""Mixtures of experts: groups of rows are multiplied by packed weights, whatever rows each gets, in models of transformers."""
 
 import pytest
 import torch

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from slipstream.optimize.graph.capturing import undisturbed
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
@@ -66,7 +67,7 @@ def capture(
     try:
         with (
             convert_frame.compile_lock,
-            quietly([*unheard.instead(), *branches.instead()]),
+            quietly([*unheard.instead(), *branches.instead(), *undisturbed.instead()]),
             branches.taken(),
             torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions)),
             dynamo.get_metrics_context(),
