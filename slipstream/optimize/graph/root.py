@@ -20,13 +20,14 @@ from slipstream.decision import log
 from slipstream.kernels.linear import asked_precision
 from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
-from slipstream.optimize.graph.capturing.arguments import Arguments, alike, bucket_of, function_of, shapes_of, tensors_in
+from slipstream.optimize.graph.capturing.arguments import Arguments, alike, bucket_of, function_of, grows, shapes_of, tensors_in
 from slipstream.optimize.graph.capturing.branches import OtherBranch, Outcomes, outcomes_here
 from slipstream.optimize.graph.capturing.capture import BranchOnValue, Capture, CaptureRefused, capture
 from slipstream.optimize.graph.capturing.shared import is_shared, refused_as_shared
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
 from slipstream.optimize.graph.schedule import Schedule, schedule_of
+from slipstream.optimize.graph.way import Way
 from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
 from slipstream.optimize.unrecorded.unrecorded import Unrecorded
@@ -41,19 +42,6 @@ MOST_SHAPES = 64
 """Of one model's inputs: for so many is asked what earlier processes found."""
 
 _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
-
-
-class Way:
-    """A captured graph: for which calls it holds, and whether it is the faster answer for sizes like theirs."""
-
-    def __init__(self, captured: Capture, program: Program) -> None:
-        self.captured: Capture | None = captured  # until its graph is known to be right
-        self.holds = captured.holds
-        self.run = captured.wrap(program)
-        self.program = program
-        self.races: dict[Hashable, Race] = {}
-        self.won: dict[Hashable, bool] = {}
-        self.otherwise = 0
 
 
 class RootCall:
@@ -73,7 +61,7 @@ class RootCall:
         self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
-        self.capturing = self.asks_outcomes = False
+        self.capturing = self.asks_outcomes = self.is_due = False
         self.outcomes: Outcomes | None = None
         self.account = accounts.Account(type(module).__name__, "graph")
 
@@ -176,11 +164,15 @@ class RootCall:
             return self._show_outcomes(module, args, kwargs)
         if self.options.decides_only:
             return self._look(module, args, kwargs)
+        capturing = self._capturing(module, args, kwargs) if self.is_due else None
         start = clocks()
         result = self._plain(module, args, kwargs)
         spent = elapsed(start)
         seconds = spent[0]
         self._note_length(module, spent)
+        if capturing is not None:
+            self._capture_beside(capturing)
+            return result
         shapes = shapes_of(args, kwargs)
         if shapes not in self.asked and self.schedule.may_ask(seconds) and len(self.asked) < MOST_SHAPES:
             self._ask(module, shapes, bucket_of(args, kwargs), seconds)
@@ -190,19 +182,23 @@ class RootCall:
         self.schedule.known = known is not None and known.fast
         self.schedule.note(seconds, shapes)
         if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
-            self._begin(module, args, kwargs)
+            if grows(args, kwargs):
+                self.is_due = True  # the next call is looked at before it changes its arguments, as this one has
+            else:
+                self._capture_beside(self._capturing(module, args, kwargs))
         return result
 
     def _show_outcomes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call in which is written down what tensors' values decide, and then a capture that goes the same way."""
         self.asks_outcomes = False
+        capturing = self._capturing(module, args, kwargs)
         with outcomes_here() as outcomes:
             result = self._plain(module, args, kwargs)
         self.outcomes = outcomes
         if self.options.decides_only:
-            self._capture(self._capturing(module, args, kwargs), _modes())
+            self._capture(capturing, _modes())
         else:
-            self._begin(module, args, kwargs)
+            self._capture_beside(capturing)
         return result
 
     def _beside_capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -216,10 +212,11 @@ class RootCall:
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call, and behind it at once a capture, to be looked at; another one if that held only for other sizes."""
-        result = self._plain(module, args, kwargs)
         if self.schedule.captures > 1:
-            return result
-        self._capture(self._capturing(module, args, kwargs), _modes())
+            return self._plain(module, args, kwargs)
+        capturing = self._capturing(module, args, kwargs)
+        result = self._plain(module, args, kwargs)
+        self._capture(capturing, _modes())
         if not self.ways and not self.asks_outcomes:
             self._leave(module)
         return result
@@ -247,11 +244,9 @@ class RootCall:
             if schedule.repaid is False:
                 self._note(False, "not captured yet: when this script last ran it ended before a graph would have repaid", 0.0)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._capture_beside(self._capturing(module, args, kwargs))
-
     def _capturing(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Capture]:
         """What captures for calls like this one, once it is called; noted as begun."""
+        self.is_due = False
         varied, shared = self.schedule.is_varied(), is_shared(module, (args, kwargs))
         self.schedule.begin()
         args, kwargs = alike((args, kwargs))

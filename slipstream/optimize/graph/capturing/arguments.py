@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import types
 from collections.abc import Hashable
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 Locals = dict[str, Any]
+
+CACHES = "transformers.cache_utils"
 
 _NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -76,12 +79,31 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return [leaf for part in value for leaf in tensors_in(part)] if isinstance(value, (tuple, list)) else []
 
 
-def alike(value: Any, known: dict[int, torch.Tensor] | None = None) -> Any:
+def grows(*values: Any) -> bool:
+    """Whether there is one of transformers' caches among arguments, which the call itself makes longer."""
+    return any(
+        grows(*(part.values() if isinstance(part, dict) else part)) if isinstance(part, (tuple, list, dict)) else is_cache(part)
+        for part in values
+    )
+
+
+def is_cache(value: Any) -> bool:
+    """Whether it is a cache of transformers', or one of its layers."""
+    return type(value).__module__ == CACHES
+
+
+def alike(value: Any, known: dict[int, Any] | None = None) -> Any:
     """The same structure with tensors of the same kind in it, whose values are whatever lies there.
 
-    A capture asks for no value, and holding the script's own tensors would keep their memory.
+    A capture asks for no value, and holding the script's own tensors would keep their memory. Caches are copied as well: the
+    script's grow while the capture is at it.
     """
     known = {} if known is None else known
+    if is_cache(value):
+        if id(value) not in known:
+            known[id(value)] = made = copy.copy(value)
+            vars(made).update({name: alike(part, known) for name, part in vars(value).items()})
+        return known[id(value)]
     if type(value) is torch.Tensor:
         if id(value) not in known:
             known[id(value)] = _alike(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from slipstream.optimize.graph.capturing.arguments import is_cache
 from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused
 
 _MUTABLE = (list, dict)
@@ -31,7 +32,7 @@ def refused_as_shared() -> Capture:
 
 def _containers_in(value: Any) -> Iterator[Any]:
     """Those that `arguments.alike` makes anew and that can change."""
-    if type(value) in _MUTABLE:
+    if type(value) in _MUTABLE or is_cache(value):
         yield value
     if type(value) in (*_MUTABLE, tuple):
         for part in value.values() if isinstance(value, dict) else value:
