@@ -140,12 +140,12 @@ class Schedule:
         """Whether there will be no further capture, so that nobody needs to watch for one."""
         return self.captures >= MOST_CAPTURES
 
-    def refuse(self, why: str, *, once_more: bool) -> None:
+    def refuse(self, why: str, *, once_more: bool, for_good: bool) -> None:
         """The capture that was begun last came to nothing. ``once_more``: it does not count. What refuses one twice will
-        refuse a third."""
+        refuse a third; ``for_good``: so it will at once."""
         if once_more:
             self.captures -= 1
-        elif why in self.refusals:
+        elif for_good or why in self.refusals:
             self.stop()
         self.refusals.add(why)
 

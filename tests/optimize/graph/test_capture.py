@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph.capturing import quiet
-from slipstream.optimize.graph.capturing.capture import CaptureRefused, capture
+from slipstream.optimize.graph.capturing import patience, quiet
+from slipstream.optimize.graph.capturing.capture import CaptureRefused, CaptureTakesLong, capture
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 LOADS = """
@@ -135,3 +135,23 @@ def test_a_dynamo_that_cannot_be_kept_from_it_is_not_asked(monkeypatch: pytest.M
     monkeypatch.setattr(convert_frame, "trace_frame", lambda *args, **kwargs: None)
     with pytest.raises(CaptureRefused, match="random state"):
         capture(Doubling().eval(), (torch.ones(3),), {}, dynamic=False)
+
+
+class Looping(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(200):
+            x = x * 1.001 + 1
+        return x
+
+
+def test_a_capture_that_takes_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+
+    step = InstructionTranslatorBase.step
+    monkeypatch.setattr(patience, "LEAST_S", 1e-3)
+    monkeypatch.setattr(patience, "SECONDS_A_MODULE", 0.0)
+    with pytest.raises(CaptureTakesLong, match="takes dynamo more than"):
+        capture(Looping().eval(), (torch.ones(3),), {}, dynamic=False)
+    assert InstructionTranslatorBase.step is step
+    monkeypatch.undo()
+    assert len(capture(Looping().eval(), (torch.ones(3),), {}, dynamic=False).graph.graph.nodes) > 400

@@ -176,3 +176,17 @@ def test_a_capture_that_gains_little_gives_way_and_the_script_does_not():
 def test_only_what_gains_much_is_in_a_hurry():
     assert schedule_of(convolutional(3), torch.float32, early=False).saves_much()
     assert not schedule_of(dense(3), torch.bfloat16, early=False).saves_much()
+
+
+def test_what_refuses_twice_or_for_good_is_not_asked_again():
+    plan = Schedule(modules=1, share=0.1)
+    for why, over in (("one reason", False), ("another", False), ("one reason", True)):
+        plan.refuse(why, once_more=False, for_good=False)
+        assert plan.is_over() is over
+    plan = Schedule(modules=1, share=0.1)
+    plan.refuse("it takes long", once_more=False, for_good=True)
+    assert plan.is_over()
+    plan = Schedule(modules=1, share=0.1, captures=1)
+    for _ in range(2):
+        plan.refuse("show outcomes", once_more=True, for_good=False)
+    assert plan.captures == -1 and not plan.is_over()

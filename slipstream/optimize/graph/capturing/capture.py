@@ -17,12 +17,22 @@ from torch import fx, nn
 from slipstream.optimize.graph.capturing import undisturbed
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
+from slipstream.optimize.graph.capturing.patience import Patience
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 
 class CaptureRefused(Exception):
     """The forward is not one graph; the text says why, in one line."""
+
+    is_final = False
+    """Whether another capture would be refused as well, for what calls so ever."""
+
+
+class CaptureTakesLong(CaptureRefused):
+    """It was given up."""
+
+    is_final = True
 
 
 class BranchOnValue(CaptureRefused):
@@ -63,11 +73,11 @@ def capture(
     if function is None:
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
-    unheard, branches = Unheard(), Branches(outcomes)
+    unheard, branches, patience = Unheard(), Branches(outcomes), Patience(module)
     try:
         with (
             convert_frame.compile_lock,
-            quietly([*unheard.instead(), *branches.instead(), *undisturbed.instead()]),
+            quietly([*unheard.instead(), *branches.instead(), *undisturbed.instead(), *patience.instead()]),
             branches.taken(),
             torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions)),
             dynamo.get_metrics_context(),
@@ -81,6 +91,8 @@ def capture(
     except CaptureRefused:
         raise
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
+        if patience.over:
+            raise CaptureTakesLong(patience.why()) from None
         if branches.met and outcomes is None:
             raise BranchOnValue("tensors' values decide what it does, and its next call is to show how") from None
         raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
