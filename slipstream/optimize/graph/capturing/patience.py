@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a capture may take. A loop that is written out in Python, as over the steps of a state space model, takes dynamo half
-a minute, and beside a script that is mostly Python itself each call takes ten times as long for all that while.
+"""How long a capture may take. A loop that is written out in Python, as over the steps of a state space model, takes dynamo
+half a minute, and beside a script that is mostly Python itself each call takes ten times as long for all that while.
 """
 
 from __future__ import annotations
