@@ -129,9 +129,10 @@ def adopt(module: nn.Module, leaf: type[nn.Module], name: str, options: Options)
 
 
 def let_go() -> None:
-    """Give torch its functions back."""
+    """Give torch its functions back, where nobody has put others in their place since."""
     for name, function in _originals.items():
-        setattr(functional, name, function)
+        if getattr(functional, name) is _ASKING[name]:
+            setattr(functional, name, function)
 
 
 def _replace_functions() -> None:

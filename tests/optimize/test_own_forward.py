@@ -166,6 +166,19 @@ def test_functions_are_replaced_only_for_such_layers_and_given_back(engine):
     assert {name: getattr(F, name) for name in FUNCTIONS} == FUNCTIONS
 
 
+def test_what_the_script_put_in_their_place_stays(casting, monkeypatch):
+    from slipstream.optimize import leaf_tier
+
+    def other(*args):
+        return FUNCTIONS["linear"](*args) + 1
+
+    monkeypatch.setattr(F, "linear", other)
+    leaf_tier.uninstall()
+    assert F.linear is other
+    monkeypatch.undo()
+    F.linear = FUNCTIONS["linear"]  # undoing has put ours back
+
+
 def test_changed_and_exchanged_weights_are_seen(casting):
     model, x = casting
     with torch.no_grad():
