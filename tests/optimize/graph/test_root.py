@@ -605,3 +605,19 @@ def test_a_model_that_its_caller_hides_gets_the_graph(at_once, norm):
     assert root.ways and root.account.calls
     with torch.inference_mode():
         assert error(serving(x), model._call_impl(norm(model._call_impl(x)))) < 1e-5
+
+
+def test_random_numbers_are_the_scripts_while_a_capture_runs_beside(at_once):
+    at_once("float32")
+    model, x = Noting().eval(), torch.randn(6, 64)
+    drawn = []
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for _ in range(3):
+            model(x)
+        while background._running:
+            drawn.append(torch.rand(3))
+            model(x)
+    assert drawn
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack(drawn), torch.stack([torch.rand(3) for _ in drawn]))
