@@ -280,7 +280,7 @@ class RootCall:
             self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
             self.asks_outcomes = isinstance(error, BranchOnValue)
-            self.schedule.refuse(str(error), once_more=self.asks_outcomes, for_good=error.is_final)
+            self.schedule.refuse(str(error), once_more=error.is_passing, for_good=error.is_final)
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
             self._note(False, f"slipstream failed: {type(error).__name__}: {error}", time.perf_counter() - start)

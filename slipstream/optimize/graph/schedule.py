@@ -65,6 +65,10 @@ MOST_CAPTURES = 3
 """Of one model: for other sizes, modes or branches."""
 
 
+MOST_PUT_OFF = 8
+"""Captures that came to nothing and do not count: that have to be shown what values decide, or that the script disturbed."""
+
+
 @dataclass
 class Schedule:
     """The calls that no capture answers, and what they say about making one.
@@ -85,6 +89,7 @@ class Schedule:
     spare_s: float = 0.0
     sizes: Counter[Hashable] = field(default_factory=Counter)
     refusals: set[str] = field(default_factory=set)
+    put_off: int = 0
 
     def note(self, seconds: float, sizes: Hashable) -> None:
         """A call took this long; ``sizes`` are its tensors' shapes."""
@@ -143,8 +148,9 @@ class Schedule:
     def refuse(self, why: str, *, once_more: bool, for_good: bool) -> None:
         """The capture that was begun last came to nothing. ``once_more``: it does not count. What refuses one twice will
         refuse a third; ``for_good``: so it will at once."""
-        if once_more:
+        if once_more and self.put_off < MOST_PUT_OFF:
             self.captures -= 1
+            self.put_off += 1
         elif for_good or why in self.refusals:
             self.stop()
         self.refusals.add(why)

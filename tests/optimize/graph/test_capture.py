@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from slipstream.optimize.graph.capturing import patience, quiet
-from slipstream.optimize.graph.capturing.capture import CaptureRefused, CaptureTakesLong, capture
+from slipstream.optimize.graph.capturing.capture import CaptureDisturbed, CaptureRefused, CaptureTakesLong, capture
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 LOADS = """
@@ -122,7 +122,7 @@ def test_random_numbers_that_the_script_draws_meanwhile_are_not_drawn_again(monk
 def test_a_default_dtype_that_the_script_sets_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_default_dtype()
     try:
-        with pytest.raises(CaptureRefused, match="the script changed"):
+        with pytest.raises(CaptureDisturbed, match="the script changed"):
             capture_while(monkeypatch, lambda: torch.set_default_dtype(torch.float64))
         assert torch.get_default_dtype() is torch.float64
     finally:

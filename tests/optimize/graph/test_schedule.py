@@ -190,3 +190,6 @@ def test_what_refuses_twice_or_for_good_is_not_asked_again():
     for _ in range(2):
         plan.refuse("show outcomes", once_more=True, for_good=False)
     assert plan.captures == -1 and not plan.is_over()
+    for _ in range(schedule.MOST_PUT_OFF):
+        plan.refuse("the script changed the default dtype meanwhile", once_more=True, for_good=False)
+    assert plan.is_over()

@@ -28,6 +28,9 @@ class CaptureRefused(Exception):
     is_final = False
     """Whether another capture would be refused as well, for what calls so ever."""
 
+    is_passing = False
+    """Whether the next one may be just as well as this one would have been."""
+
 
 class CaptureTakesLong(CaptureRefused):
     """It was given up."""
@@ -37,6 +40,14 @@ class CaptureTakesLong(CaptureRefused):
 
 class BranchOnValue(CaptureRefused):
     """What a tensor's value decided in a call has to be known first."""
+
+    is_passing = True
+
+
+class CaptureDisturbed(CaptureRefused):
+    """The script changed the state of the process meanwhile."""
+
+    is_passing = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ def capture(
             guards = captured.graph_capture_output.build_guards(function.__code__)
     except CaptureRefused:
         raise
+    except undisturbed.Disturbed as error:
+        raise CaptureDisturbed(str(error)) from None
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
         if patience.over:
             raise CaptureTakesLong(patience.why()) from None

@@ -16,6 +16,10 @@ from typing import Any
 import torch
 
 
+class Disturbed(Exception):
+    """The script has changed what a graph depends on, while it was being captured."""
+
+
 def instead() -> list[tuple[Any, str, Any]]:
     """Whose attribute of which name is what during a capture. Raises RuntimeError where dynamo is built otherwise."""
     from torch._dynamo import convert_frame
@@ -47,4 +51,4 @@ def _trace(bare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             torch.autograd.grad_mode._enter_inference_mode(inference)
             graph_module._forward_from_src = compiled
             if not guards.check():
-                raise RuntimeError(f"the script changed {guards.reason()}meanwhile")
+                raise Disturbed(f"the script changed {guards.reason().strip()} meanwhile")
