@@ -48,13 +48,8 @@ _calls = _Calls()
 class _Linear(LinearPiece):
     """Answers for the operator within a forward; what it is compared with is the operator, too."""
 
-    def original(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._held(module)
-        return _originals["linear"](x, weight, bias)
-
-    def _held(self, module: nn.Module) -> tuple[Any, Any]:
-        parameters = module.__dict__["_parameters"]
-        return parameters["weight"], parameters.get("bias")
+    def original(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        return _originals["linear"](x, module.weight, module.bias)
 
     def fits(self, module: Any, settings: tuple[Any, ...]) -> bool:
         return not settings
@@ -64,8 +59,7 @@ class _Convolution(ConvolutionPiece):
     """The same of convolutions."""
 
     def original(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        parameters = module.__dict__["_parameters"]
-        return self._computed(module, x, parameters["weight"], parameters.get("bias"))
+        return self._computed(module, x, module.weight, module.bias)
 
     def replay(self, module: nn.Module, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         return self._computed(module, x, tensors[0], tensors[1])
@@ -119,13 +113,13 @@ def adopt(module: nn.Module, leaf: type[nn.Module], name: str, options: Options)
     """What is to stand in the call slot of a module whose class gives the leaf class ``leaf`` another forward, if anything."""
     if leaf not in FUNCTIONS:
         return None
+    piece: Any = _Linear if leaf is nn.Linear else _Convolution
     if options.low_memory:
         why = "low memory: its class has a forward of its own, which reads the weight itself at every call"
-        log.note(f"{name}: {LinearPiece.act if leaf is nn.Linear else ConvolutionPiece.act}", False, why)
+        log.note(f"{name}: {piece.act}", False, why)
         return None
-    made = _Linear(module, name, options) if isinstance(module, nn.Linear) else _Convolution(module, name, options)
     _replace_functions()
-    return OwnForward(module, made)
+    return OwnForward(module, piece(module, name, options))
 
 
 def let_go() -> None:

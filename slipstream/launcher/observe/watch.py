@@ -116,13 +116,14 @@ class Watch:
 
     def _check_threads(self, job: Job) -> Decision | None:
         """A main thread that is narrowed counts as that from the second look in a row on."""
-        index, pid = job.instance.index, job.process.pid
-        was_narrowed = index in self._narrowed
-        if verify.is_narrowed(job.instance, pid):
-            self._narrowed.add(index)
-            return verify.check_threads(job.instance, pid) if was_narrowed else None
-        self._narrowed.discard(index)
-        return verify.check_threads(job.instance, pid)
+        instance, pid = job.instance, job.process.pid
+        was_narrowed = instance.index in self._narrowed
+        self._narrowed.discard(instance.index)
+        if verify.is_narrowed(instance, pid):
+            self._narrowed.add(instance.index)
+            if not was_narrowed:
+                return None
+        return verify.check_threads(instance, pid)
 
     def findings(self, jobs: Sequence[Job]) -> Mapping[str, Any]:
         """For the report."""

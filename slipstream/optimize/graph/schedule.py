@@ -127,7 +127,7 @@ class Schedule:
     def is_due(self, *, however_small: bool = False) -> bool:
         """Whether to capture now; ``however_small``: whatever little a call takes."""
         is_sure = self.known and self.repaid is True
-        if self.captures >= MOST_CAPTURES or self.calls < (KNOWN_CALLS if is_sure and not self.captures else CALLS):
+        if self.is_over() or self.calls < (KNOWN_CALLS if is_sure and not self.captures else CALLS):
             return False
         if self.seconds / self.calls < SMALL_S and not however_small:
             return False

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 Locals = dict[str, Any]
 
 CACHES = "transformers.cache_utils"
+"""The module of the classes of transformers' caches, and of their layers."""
 
 _NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -81,10 +82,16 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 def grows(*values: Any) -> bool:
     """Whether there is one of transformers' caches among arguments, which the call itself makes longer."""
-    return any(
-        grows(*(part.values() if isinstance(part, dict) else part)) if isinstance(part, (tuple, list, dict)) else is_cache(part)
-        for part in values
-    )
+    return any(is_cache(container) for container in containers_in(values))
+
+
+def containers_in(value: Any) -> Iterator[Any]:
+    """The lists, dictionaries and caches in a structure of arguments: what `alike` makes anew and a call can change."""
+    if type(value) in (list, dict) or is_cache(value):
+        yield value
+    if type(value) in (tuple, list, dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from containers_in(part)
 
 
 def is_cache(value: Any) -> bool:

@@ -12,16 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.optimize.graph.capturing.arguments import is_cache
+from slipstream.optimize.graph.capturing.arguments import containers_in
 from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused
-
-_MUTABLE = (list, dict)
 
 
 def is_shared(module: nn.Module, arguments: Any) -> bool:
     """Whether a list or dictionary among the arguments is also found in an attribute of the model or of its parts (in one of
     its lists or dictionaries, too), in what their hooks and methods close over, or among their files' globals."""
-    given = {id(container) for container in _containers_in(arguments)}
+    given = {id(container) for container in containers_in(arguments)}
     return bool(given) and any(id(held) in given for held in _held_by(module))
 
 
@@ -30,26 +28,18 @@ def refused_as_shared() -> Capture:
     raise CaptureRefused("a list or dictionary among its arguments is one that the model holds as well")
 
 
-def _containers_in(value: Any) -> Iterator[Any]:
-    """Those that `arguments.alike` makes anew and that can change."""
-    if type(value) in _MUTABLE or is_cache(value):
-        yield value
-    if type(value) in (*_MUTABLE, tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers_in(part)
-
-
 def _held_by(module: nn.Module) -> Iterator[Any]:
     files: dict[int, dict[str, Any]] = {}
     for part in module.modules():
         for value in part.__dict__.values():
             yield value
-            if type(value) in (*_MUTABLE, tuple):
+            if type(value) in (tuple, list, dict):
                 yield from list(value.values()) if isinstance(value, dict) else list(value)
         method = getattr(getattr(part, "forward", None), "__func__", None)
         for function in (*part._forward_pre_hooks.values(), *part._forward_hooks.values(), method):
             yield from _closed_over(function)
-            files[id(getattr(function, "__globals__", None))] = getattr(function, "__globals__", {})
+            names = getattr(function, "__globals__", {})
+            files[id(names)] = names
     for names in files.values():
         yield from list(names.values())
 

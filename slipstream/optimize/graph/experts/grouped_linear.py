@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 
 from slipstream.kernels import linear as kernel
+from slipstream.optimize.graph.operators import quick
 from slipstream.optimize.graph.operators.linear import LinearOperator
 from slipstream.optimize.graph.operators.operator import Answer, Tensors
 
@@ -43,29 +44,32 @@ class GroupedLinear(LinearOperator):
         pack = self.fitting(tensors)
         if pack is None:
             return None
-        return lambda x, nothing, ends, weight: self._by_group(x, ends, pack.content), (pack,)
+        products = self._products(pack.content)
+        return lambda x, nothing, ends, weight: self._by_group(x, ends, weight, products), (pack,)
 
     def __call__(self, x: Any, nothing: Any, ends: Any, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        return self._by_group(x, ends, self._matrices(tensors) if content is None else content)
+        products = self._plain_products(tensors) if content is None else self._products(content)
+        return self._by_group(x, ends, tensors[0], products)
 
-    def _by_group(self, x: torch.Tensor, ends: torch.Tensor, weights: Sequence[Any]) -> torch.Tensor:
-        results, begin, width = [], 0, 0
-        for end, weight in zip(ends.tolist(), weights, strict=True):
-            width = weight.n if isinstance(weight, kernel.PackedLinear) else weight.shape[0]
+    def _products(self, packs: list[kernel.PackedLinear]) -> list[quick.Quick]:
+        return [quick.linear(packed, "none", self.out) for packed in packs]
+
+    def _plain_products(self, tensors: Tensors) -> list[quick.Quick]:
+        def of(matrix: torch.Tensor) -> quick.Quick:
+            return lambda x, *_: kernel.plain_linear(x, matrix, None, out_dtype=self.out)
+
+        return [of(matrix) for matrix in self._matrices(tensors)]
+
+    def _by_group(self, x: torch.Tensor, ends: torch.Tensor, weight: torch.Tensor, products: list[quick.Quick]) -> torch.Tensor:
+        results, begin = [], 0
+        for end, product in zip(ends.tolist(), products, strict=True):
             if begin < end:
-                results.append(self._multiplied(x[begin:end], weight))
+                results.append(product(x[begin:end], None, None, None))
                 begin = end
-        if begin < x.shape[0]:
-            results.append(x.new_zeros(x.shape[0] - begin, width, dtype=self.out))
-        if not results:
-            return x.new_zeros(0, width, dtype=self.out)
+        if begin < x.shape[0] or not results:
+            results.append(x.new_zeros(x.shape[0] - begin, weight.shape[2 if self.transposed else 1], dtype=self.out))
         return results[0] if len(results) == 1 else torch.cat(results)
-
-    def _multiplied(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
-        if isinstance(weight, kernel.PackedLinear):
-            return kernel.linear(x, weight, out_dtype=self.out)
-        return kernel.plain_linear(x, weight, None, out_dtype=self.out)
 
     def _matrices(self, tensors: Tensors) -> list[torch.Tensor]:
         """The weight of each group as [N, K]."""
