@@ -158,18 +158,8 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   LinearCall call;
   call.n = n;
   call.k = k;
-  call.weight_type = packed_type(packed);
-  const bool is_whole = packed.numel() == packed_size(call.weight_type, n, k);
-  call.weight_parts = is_whole ? 1 : call.weight_type == ElementType::bfloat16 ? parts_of_packed(packed.numel(), n, k) : 0;
-  STD_TORCH_CHECK(call.weight_parts > 0, "packed: not packed for these sizes");
-  Tensor holder, joined;
-  take_weight(call, packed, holder);
-  if (call.weight_parts > 1 && !table().linear_split) {
-    joined = join_parts(call);
-    call.weight = joined.data_ptr();
-    call.weight_type = ElementType::float32;
-    call.weight_parts = 1;
-  }
+  Tensor holder;
+  take_packed(call, packed, holder);
   STD_TORCH_CHECK(x.dim() >= 1, "x: a scalar has no row to multiply");
   Tensor y = LinearOperands::result(call, x, bfloat16_out);
   const bool by_batches = is_by_batches(x);
@@ -189,20 +179,63 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, int64_t k, std::
   return y;
 }
 
+// The kernel for a call, and how it is shared out.
+class Multiply {
+ public:
+  explicit Multiply(const LinearCall& call)
+      : call_(call),
+        compute_(call.weight_parts > 1 ? table().linear_split : table().linear),
+        scratch_(call.weight_parts > 1 ? table().linear_split_scratch : table().linear_scratch) {}
+
+  Partition partition() const {
+    const int64_t panels = round_up(call_.n, kPanelColumns) / kPanelColumns;
+    const int64_t weight_bytes = call_.n * call_.k * call_.weight_parts * element_size(call_.weight_type);
+    return {call_.m, panels, call_.m * call_.n * call_.k, kWorthAThread, least_run(weight_bytes)};
+  }
+
+  void operator()(const LinearPart& part) const { compute_(call_, part, thread_scratch().take(scratch_(call_, part))); }
+
+ private:
+  const LinearCall& call_;
+  decltype(KernelTable::linear) compute_;
+  decltype(KernelTable::linear_scratch) scratch_;
+};
+
 }  // namespace
+
+void take_packed(LinearCall& call, const Tensor& packed, Tensor& holder) {
+  call.weight_type = packed_type(packed);
+  const bool is_whole = packed.numel() == packed_size(call.weight_type, call.n, call.k);
+  const bool may_be_parts = !is_whole && call.weight_type == ElementType::bfloat16;
+  call.weight_parts = is_whole ? 1 : may_be_parts ? parts_of_packed(packed.numel(), call.n, call.k) : 0;
+  STD_TORCH_CHECK(call.weight_parts > 0, "packed: not packed for these sizes");
+  take_weight(call, packed, holder);
+  if (call.weight_parts > 1 && !table().linear_split) {
+    holder = join_parts(call);
+    call.weight = holder.data_ptr();
+    call.weight_type = ElementType::float32;
+    call.weight_parts = 1;
+  }
+}
 
 void run_linear(const LinearCall& call) {
   if (call.m == 0 || call.n == 0) return;
-  const KernelTable& kernels = table();
-  const bool in_parts = call.weight_parts > 1;
-  const auto compute_part = in_parts ? kernels.linear_split : kernels.linear;
-  const auto scratch_of = in_parts ? kernels.linear_split_scratch : kernels.linear_scratch;
-  const int64_t panels = round_up(call.n, kPanelColumns) / kPanelColumns;
-  const int64_t work = call.m * call.n * call.k;
-  const int64_t weight_bytes = call.n * call.k * call.weight_parts * element_size(call.weight_type);
-  for_parts(call.m, panels, work, kWorthAThread, least_run(weight_bytes), [&](const LinearPart& part) {
-    compute_part(call, part, thread_scratch().take(scratch_of(call, part)));
-  });
+  const Multiply multiply(call);
+  multiply.partition().run(multiply);
+}
+
+void run_linear(const LinearCall& call, const std::function<void(int64_t, int64_t)>& make, int64_t worth_making) {
+  if (call.m == 0 || call.n == 0) return;
+  const Multiply multiply(call);
+  const Partition partition = multiply.partition();
+  if (partition.keeps_rows_whole()) {
+    return partition.run([&](const LinearPart& part) {
+      make(part.m_begin, part.m_end);
+      multiply(part);
+    });
+  }
+  shared_for(call.m, call.k, worth_making, make);
+  partition.run(multiply);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(slipstream, library) {

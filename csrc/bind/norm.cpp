@@ -3,9 +3,9 @@
 #include <tuple>
 
 #include "../isa/level.h"
+#include "norm_operands.h"
 #include "scratch.h"
 #include "shared_for.h"
-#include "tensor_rows.h"
 
 namespace slipstream {
 namespace {
@@ -13,51 +13,13 @@ namespace {
 // Elements that repay waking another thread: about 5 us at a sixth of a nanosecond an element.
 constexpr int64_t kWorthAThread = 32768;
 
-struct Operands {
-  Tensor x, residual, weight, bias;  // as they are read: dense copies where the caller's could not be
-  int64_t rows = 0;
-  NormCall call;
-};
-
-void take_parameter(const std::optional<Tensor>& given, const char* argument, int64_t columns, Tensor& holder, const void*& data,
-                    ElementType& type) {
-  if (!given) return;
-  STD_TORCH_CHECK(given->dim() == 1 && given->size(0) == columns, argument, ": not one value for each of x's columns");
-  type = element_type(*given, argument);
-  holder = given->stride(0) == 1 || columns == 1 ? *given : torch::stable::contiguous(*given);
-  data = holder.data_ptr();
-}
-
-Operands operands(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-                  const std::optional<Tensor>& bias, double eps, bool centred, bool one_more) {
-  STD_TORCH_CHECK(x.dim() > 0, "x: a scalar has no row to normalize");
-  Operands o;
-  NormCall& call = o.call;
-  call.columns = x.size(x.dim() - 1);
-  call.x = as_rows(x, "x", o.x, o.rows);
-  if (residual) {
-    STD_TORCH_CHECK(residual->dim() == x.dim(), "residual: another shape than x");
-    for (int64_t d = 0; d < x.dim(); ++d) {
-      STD_TORCH_CHECK(residual->size(d) == x.size(d), "residual: another shape than x");
-    }
-    int64_t rows = 0;
-    call.residual = as_rows(*residual, "residual", o.residual, rows);
-  }
-  take_parameter(weight, "weight", call.columns, o.weight, call.weight, call.weight_type);
-  take_parameter(bias, "bias", call.columns, o.bias, call.bias, call.bias_type);
-  call.eps = static_cast<float>(eps);
-  call.centred = centred;
-  call.one_more = one_more;
-  return o;
-}
-
 Tensor empty_like(const Tensor& x, ElementType type) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < x.dim(); ++d) sizes.push_back(x.size(d));
   return empty(sizes, scalar_type(type));
 }
 
-void run(const Operands& o) {
+void run(const NormOperands& o) {
   if (o.rows == 0 || o.call.columns == 0) return;
   const auto kernel = table().norm;
   shared_for(o.rows, o.call.columns, kWorthAThread, [&](int64_t begin, int64_t end) {
@@ -70,7 +32,7 @@ ElementType type_of(bool bfloat16) { return bfloat16 ? ElementType::bfloat16 : E
 // x, residual [..., columns], weight and bias [columns] -> y, contiguous.
 Tensor norm(const Tensor& x, std::optional<Tensor> residual, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps,
             bool centred, bool one_more, bool bfloat16_out) {
-  Operands o = operands(x, residual, weight, bias, eps, centred, one_more);
+  NormOperands o = norm_operands(x, residual, weight, bias, eps, centred, one_more);
   o.call.y_type = type_of(bfloat16_out);
   Tensor y = empty_like(x, o.call.y_type);
   o.call.y = y.data_ptr();
@@ -82,7 +44,7 @@ Tensor norm(const Tensor& x, std::optional<Tensor> residual, std::optional<Tenso
 std::tuple<Tensor, Tensor> norm_of_sum(const Tensor& x, const Tensor& residual, std::optional<Tensor> weight,
                                        std::optional<Tensor> bias, double eps, bool centred, bool one_more, bool bfloat16_sum,
                                        bool bfloat16_out) {
-  Operands o = operands(x, residual, weight, bias, eps, centred, one_more);
+  NormOperands o = norm_operands(x, residual, weight, bias, eps, centred, one_more);
   o.call.y_type = type_of(bfloat16_out);
   o.call.sum_type = type_of(bfloat16_sum);
   Tensor sum = empty_like(x, o.call.sum_type), y = empty_like(x, o.call.y_type);

@@ -59,24 +59,42 @@ inline LeastRun least_run(int64_t weight_bytes) {
   return {weight_bytes <= stays_in_cache ? 12 : 48, 2};
 }
 
-// Which run of a part, cut along the rows where there are many, else along the panels.
-inline LinearPart run_of(LinearPart part, Run run, const LeastRun& least) {
-  const int64_t rows = part.m_end - part.m_begin, panels = part.panel_end - part.panel_begin;
-  if (rows >= 8 * least.rows || panels < 8 * least.panels) {
-    return {part.m_begin + run.begin(rows), part.m_begin + run.end(rows), part.panel_begin, part.panel_end};
+// All m rows and all panels of a result, shared out to torch's threads.
+class Partition {
+ public:
+  Partition(int64_t m, int64_t panels, int64_t work, int64_t worth_a_thread, const LeastRun& least)
+      : m_(m), panels_(panels), grid_(choose_grid(m, panels, threads_for(work, worth_a_thread))) {
+    const int64_t rows = m / grid_.by_rows, columns = panels / grid_.by_panels;
+    const bool long_enough = rows >= 8 * least.rows || columns >= 8 * least.panels;
+    cut_ = long_enough && grid_.size() > 1 && is_worth_cutting(work / grid_.size(), worth_a_thread);
+    along_rows_ = rows >= 8 * least.rows || columns < 8 * least.panels;
   }
-  return {part.m_begin, part.m_end, part.panel_begin + run.begin(panels), part.panel_begin + run.end(panels)};
-}
 
-// Calls kernel(part) for parts that together are all m rows and all panels, on torch's threads.
+  // Whether who computes a part of a row computes all of it.
+  bool keeps_rows_whole() const { return grid_.by_panels == 1 && (!cut_ || along_rows_); }
+
+  // Calls kernel(part) for parts that together are everything.
+  template <typename Kernel>
+  void run(const Kernel& kernel) const {
+    share_out(grid_.size(), cut_, [&](int64_t index, Run run) { kernel(run_of(part_of(grid_, index, m_, panels_), run)); });
+  }
+
+ private:
+  // Which run of a part, cut along the rows where there are many, else along the panels.
+  LinearPart run_of(LinearPart part, Run run) const {
+    const int64_t rows = part.m_end - part.m_begin, panels = part.panel_end - part.panel_begin;
+    if (along_rows_) return {part.m_begin + run.begin(rows), part.m_begin + run.end(rows), part.panel_begin, part.panel_end};
+    return {part.m_begin, part.m_end, part.panel_begin + run.begin(panels), part.panel_begin + run.end(panels)};
+  }
+
+  int64_t m_, panels_;
+  Grid grid_;
+  bool cut_, along_rows_;
+};
+
 template <typename Kernel>
 void for_parts(int64_t m, int64_t panels, int64_t work, int64_t worth_a_thread, const LeastRun& least, const Kernel& kernel) {
-  const Grid grid = choose_grid(m, panels, threads_for(work, worth_a_thread));
-  const int64_t rows = m / grid.by_rows, columns = panels / grid.by_panels;
-  const bool long_enough = rows >= 8 * least.rows || columns >= 8 * least.panels;
-  share_out(grid.size(), long_enough && is_worth_cutting(work / grid.size(), worth_a_thread), [&](int64_t index, Run run) {
-    kernel(run_of(part_of(grid, index, m, panels), run, least));
-  });
+  Partition(m, panels, work, worth_a_thread, least).run(kernel);
 }
 
 }  // namespace slipstream

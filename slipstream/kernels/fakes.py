@@ -36,6 +36,14 @@ def linear(
     return x.new_empty((*x.shape[:-1], n), dtype=_dtype(bfloat16_out))
 
 
+def normed_linear(
+    x: torch.Tensor, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, centred: bool,
+    bfloat16_rows: bool, packed: torch.Tensor, n: int, k: int, bias: torch.Tensor | None, post_op: int,
+    multiplier: torch.Tensor | None, residual: torch.Tensor | None, bfloat16_out: bool,
+) -> torch.Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], n), dtype=_dtype(bfloat16_out))
+
+
 def pack_linear_int8(weight: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
     n, k = weight.shape
     panels, depth = (n + 31) // 32, (k + 63) // 64 * 64
@@ -240,8 +248,8 @@ def concatenate(
 
 
 FAKES = (
-    pack_linear, linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, group_norm, transpose, attention,
-    relative_scores,
+    pack_linear, linear, normed_linear, pack_linear_int8, linear_int8, activation, norm, norm_of_sum, group_norm, transpose,
+    attention, relative_scores,
     pack_convolution, convolution, convolution_last, pack_depthwise, depthwise, inverted_residual,
     gated_pointwise,
     pack_winograd, winograd, recurrent, pooling, batched_matmul, concatenate,

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.composites.einsum import spell_einsums
 from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
 from slipstream.optimize.graph.composites.multihead import spell_multihead
@@ -31,6 +31,8 @@ from slipstream.optimize.graph.makers.written_out import read_written_out
 from slipstream.optimize.graph.makers.written_out_attention import read_attention
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.graph.nodes import tensor
+from slipstream.optimize.graph.normed.fuse_norms import fuse_norms
+from slipstream.optimize.graph.normed.normed_linear import NormedLinear
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.constant import Constant
 from slipstream.optimize.graph.operators.operator import PackedOperator, WeightOperator
@@ -103,6 +105,7 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     if folds:
         fold_constants(graph, _placeholders(graph, own))  # casts and tables that have come
     restore(graph, low)
+    operators -= fuse_norms(graph)
     graph.lint()
     fast = fx.GraphModule(captured, graph)
     _pack(graph, inputs, only_shared=options.low_memory)
@@ -111,9 +114,8 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
 
 def _coarsest(graph: fx.Graph, kept: bool) -> torch.dtype:
     """bfloat16 if anything is multiplied in it, kept by us, or made by the script itself, in it; otherwise float32."""
-    multiplied = any(
-        node.target.product is torch.bfloat16 for node in graph.nodes if isinstance(node.target, WeightOperator | Attention)
-    )
+    products = WeightOperator | NormedLinear | Attention
+    multiplied = any(node.target.product is torch.bfloat16 for node in graph.nodes if isinstance(node.target, products))
     made = any(node.op not in ("placeholder", "get_attr") and _is_bfloat16(node) for node in graph.nodes)
     return torch.bfloat16 if kept or multiplied or made else torch.float32
 

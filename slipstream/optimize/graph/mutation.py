@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.nodes import arguments, name_of, tensor, value
 from slipstream.optimize.graph.operators.constant import evaluate
 

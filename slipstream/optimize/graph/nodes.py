@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),

@@ -22,7 +22,8 @@ from slipstream.optimize import accounts, gates, guards
 from slipstream.optimize.graph import autocast, background
 from slipstream.optimize.graph.capturing.arguments import Arguments, alike, bucket_of, function_of, grows, shapes_of, tensors_in
 from slipstream.optimize.graph.capturing.branches import OtherBranch, Outcomes, outcomes_here
-from slipstream.optimize.graph.capturing.capture import BranchOnValue, Capture, CaptureRefused, capture
+from slipstream.optimize.graph.capturing.capture import Capture, capture
+from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused
 from slipstream.optimize.graph.capturing.shared import is_shared, refused_as_shared
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial

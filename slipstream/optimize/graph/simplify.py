@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.nodes import arguments, name_of, strides_of, tensor
 from slipstream.optimize.graph.precision import is_given_back
 

@@ -13,7 +13,8 @@ from torch._dynamo import symbolic_convert
 from slipstream.decision import log
 from slipstream.optimize.graph import background, root, tier
 from slipstream.optimize.graph.capturing.branches import OtherBranch, outcomes_here
-from slipstream.optimize.graph.capturing.capture import BranchOnValue, CaptureRefused, capture
+from slipstream.optimize.graph.capturing.capture import capture
+from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused
 from tests.optimize.graph.conftest import needs_native
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from slipstream.optimize.graph.capturing import patience, quiet
-from slipstream.optimize.graph.capturing.capture import CaptureDisturbed, CaptureRefused, CaptureTakesLong, capture
+from slipstream.optimize.graph.capturing.capture import capture
+from slipstream.optimize.graph.capturing.refusals import CaptureDisturbed, CaptureRefused, CaptureTakesLong
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 LOADS = """

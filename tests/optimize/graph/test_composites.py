@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused, capture
+from slipstream.optimize.graph.capturing.capture import capture
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.nodes import name_of
 from slipstream.optimize.graph.operators.attention import Attention

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused, capture
+from slipstream.optimize.graph.capturing.capture import capture
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.mutation import make_pure
 from slipstream.optimize.options import Options

@@ -8,7 +8,7 @@ import torch
 
 from slipstream.decision import log
 from slipstream.optimize import guards
-from slipstream.optimize.graph.operators.convolution import rival_of
+from slipstream.optimize.graph.operators import convolution
 from slipstream.optimize.graph.operators.convolution_nd import Convolution1d
 from slipstream.optimize.graph.operators.convolution_ways import Direct, Geometry, OneDnn, OverlappingRows
 from slipstream.optimize.pieces.linear import onednn_has_bfloat16
@@ -62,6 +62,10 @@ def test_the_race_is_of_a_part_and_reported_once(raced):
     (decision,) = [entry for entry in log if "overlapping" in entry.what]
     assert decision.what == "1 x 3 convolution to 40 channels of 1 x 24 x 1 x 4097: linear over overlapping rows"
     assert decision.taken == isinstance(operator.pack.content, OverlappingRows)
+
+
+def rival_of(weight, geometry):
+    return convolution.rival_of(weight, geometry, OneDnn, torch.float32)
 
 
 def test_what_is_such_a_line():

@@ -16,7 +16,7 @@ from slipstream.decision import log
 from slipstream.optimize import accounts
 from slipstream.optimize.graph import background, schedule, tier
 from slipstream.optimize.graph import root as root_file
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.program import Program
 from slipstream.optimize.optimize_model import optimize_model
 from slipstream.optimize.options import set_up

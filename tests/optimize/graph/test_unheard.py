@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused, capture
+from slipstream.optimize.graph.capturing.capture import capture
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 
 logger = logging.getLogger("a script's")
 

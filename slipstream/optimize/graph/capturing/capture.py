@@ -19,35 +19,8 @@ from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
 from slipstream.optimize.graph.capturing.patience import Patience
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
+from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused, CaptureTakesLong
 from slipstream.optimize.graph.capturing.unheard import Unheard
-
-
-class CaptureRefused(Exception):
-    """The forward is not one graph; the text says why, in one line."""
-
-    is_final = False
-    """Whether another capture would be refused as well, for what calls so ever."""
-
-    is_passing = False
-    """Whether the next one may be just as well as this one would have been."""
-
-
-class CaptureTakesLong(CaptureRefused):
-    """It was given up."""
-
-    is_final = True
-
-
-class BranchOnValue(CaptureRefused):
-    """What a tensor's value decided in a call has to be known first."""
-
-    is_passing = True
-
-
-class CaptureDisturbed(CaptureRefused):
-    """The script changed the state of the process meanwhile."""
-
-    is_passing = True
 
 
 @dataclass(frozen=True)
@@ -101,8 +74,6 @@ def capture(
             guards = captured.graph_capture_output.build_guards(function.__code__)
     except CaptureRefused:
         raise
-    except undisturbed.Disturbed as error:
-        raise CaptureDisturbed(str(error)) from None
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
         if patience.over:
             raise CaptureTakesLong(patience.why()) from None

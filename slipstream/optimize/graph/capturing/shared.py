@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from slipstream.optimize.graph.capturing.arguments import containers_in
-from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused
+from slipstream.optimize.graph.capturing.capture import Capture
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 
 
 def is_shared(module: nn.Module, arguments: Any) -> bool:

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-
-class Disturbed(Exception):
-    """The script has changed what a graph depends on, while it was being captured."""
+from slipstream.optimize.graph.capturing.refusals import CaptureDisturbed
 
 
 def instead() -> list[tuple[Any, str, Any]]:
@@ -51,4 +49,4 @@ def _trace(bare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             torch.autograd.grad_mode._enter_inference_mode(inference)
             graph_module._forward_from_src = compiled
             if not guards.check():
-                raise Disturbed(f"the script changed {guards.reason().strip()} meanwhile")
+                raise CaptureDisturbed(f"the script changed {guards.reason().strip()} meanwhile")

@@ -99,9 +99,7 @@ class Convolution(WeightOperator):
         way = way_for(weight, self.geometry, self.product)
         if way is Winograd and all(self.geometry.size):
             way = faster_of_two(Winograd, OneDnn, weight, bias, self)
-        rival = rival_of(weight, self.geometry) if way in (OneDnn, Winograd) else None
-        if way is Winograd and gain_of_filtering(weight, self.geometry, self.product) > NO_RIVAL:
-            rival = None
+        rival = rival_of(weight, self.geometry, way, self.product)
         if rival is not None:
             way = faster_of_two(rival, way, weight, bias, self)
         split = split_of(weight, self.geometry, way, self.parts)
@@ -162,8 +160,12 @@ def may_win(weight: torch.Tensor, geometry: Geometry) -> bool:
     return few or weight.shape[0] // geometry.groups >= HALF_A_PANEL
 
 
-def rival_of(weight: torch.Tensor, geometry: Geometry) -> type[OverlappingRows] | type[Direct] | None:
-    """What of ours races against oneDNN, or minimal filtering, for this weight [out, in / groups, kh, kw]."""
+def rival_of(
+    weight: torch.Tensor, geometry: Geometry, way: Any, product: torch.dtype
+) -> type[OverlappingRows] | type[Direct] | None:
+    """What of ours races against ``way``, oneDNN or minimal filtering, for this weight [out, in / groups, kh, kw]."""
+    if way not in (OneDnn, Winograd) or (way is Winograd and gain_of_filtering(weight, geometry, product) > NO_RIVAL):
+        return None
     if OverlappingRows.fits(weight, geometry) and all(geometry.size) and native.available():
         return OverlappingRows
     return Direct if may_win(weight, geometry) else None

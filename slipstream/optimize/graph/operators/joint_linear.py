@@ -10,8 +10,7 @@ import torch
 
 from slipstream.kernels import linear as kernel
 from slipstream.optimize import packs
-from slipstream.optimize.graph.operators import quick
-from slipstream.optimize.graph.operators.linear import LinearOperator, shared_kind
+from slipstream.optimize.graph.operators.linear import LinearOperator, RunOn, shared_kind
 from slipstream.optimize.graph.operators.operator import Answer, Tensors
 
 
@@ -53,11 +52,15 @@ class JointLinear(LinearOperator):
         return (joint, _bias(weights, biases)), joint.data.numel() * joint.data.element_size()
 
     def settle(self, tensors: Tensors) -> Answer | None:
+        return self.settle_by(tensors, self.run_on)
+
+    def settle_by(self, tensors: Tensors, run_on: RunOn) -> Answer | None:
+        """As `Linear.settle_by`."""
         pack = self.fitting(tensors)
         if pack is None:
             return None
         packed, bias = pack.content
-        run = quick.linear(packed, self.post_op, self.out)
+        run = run_on(packed)
         return lambda x, *_: run(x, None, None, bias), (pack,)
 
     def __call__(self, x: Any, _: None, *tensors: Any) -> torch.Tensor:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from slipstream.optimize.graph.operators.operator import Answer, Tensors, Weight
 
 Rows = tuple[int, int] | None
 """From one row of a weight to before another."""
+
+RunOn = Callable[[kernel.PackedLinear], quick.Quick]
+"""What gives, for a pack, (x, residual, multiplier, bias) -> y."""
 
 
 class LinearOperator(WeightOperator):
@@ -33,6 +36,9 @@ class LinearOperator(WeightOperator):
             if precision != self.precision:
                 self.held, self.pack = kernel.best_held(precision, self.batch), None
                 self.precision = precision
+
+    def run_on(self, packed: kernel.PackedLinear) -> quick.Quick:
+        return quick.linear(packed, self.post_op, self.out)
 
 
 class Linear(LinearOperator):
@@ -79,11 +85,15 @@ class Linear(LinearOperator):
         return (packed, shift), packed.data.numel() * packed.data.element_size()
 
     def settle(self, tensors: Tensors) -> Answer | None:
+        return self.settle_by(tensors, self.run_on)
+
+    def settle_by(self, tensors: Tensors, run_on: RunOn) -> Answer | None:
+        """`settle` with another `run_on`, whose x may be anything."""
         pack = self.fitting(tensors)
         if pack is None:
             return None
         packed, shift = pack.content
-        run = quick.linear(packed if self.rows is None else self._part_of(packed, self.rows), self.post_op, self.out)
+        run = run_on(packed if self.rows is None else self._part_of(packed, self.rows))
         rows = self.rows
 
         def answer(x: Any, residual: Any, multiplier: Any, weight: Any, bias: Any, scale: Any) -> torch.Tensor:

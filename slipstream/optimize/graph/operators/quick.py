@@ -18,6 +18,7 @@ import torch
 from slipstream.kernels import attention as attention_kernel
 from slipstream.kernels import linear as linear_kernel
 from slipstream.kernels import native, norm
+from slipstream.kernels import normed_linear as normed_linear_kernel
 from slipstream.kernels.channels_last import convolution_last as convolution_last_kernel
 from slipstream.kernels.channels_last import depthwise as depthwise_kernel
 from slipstream.kernels.channels_last import gated_pointwise as gated_pointwise_kernel
@@ -47,6 +48,25 @@ def linear(packed: linear_kernel.PackedLinear, post_op: str, out: torch.dtype, *
 
     def quick(x: torch.Tensor, residual: Maybe, multiplier: Maybe, bias: Maybe) -> torch.Tensor:
         return run(x, data, n, k, bias, code, multiplier, residual, low, residual_first)  # type: ignore[no-any-return]
+
+    return quick
+
+
+def normed_linear(
+    packed: linear_kernel.PackedLinear, post_op: str, out: torch.dtype, norm: normed_linear_kernel.Normalization
+) -> Quick:
+    """((x, the norm's weight, its bias), residual, multiplier, bias) -> y, as `kernels.normed_linear.normed_linear`."""
+    if not packed.native:
+        return lambda of, residual, multiplier, bias: normed_linear_kernel.normed_linear(
+            of[0], of[1], of[2], norm, packed, bias,
+            post_op=post_op, multiplier=multiplier, residual=residual, out_dtype=out,
+        )  # fmt: skip
+    run, data, n, k = _ops.normed_linear.default, packed.data, packed.n, packed.k
+    eps, centred, low_rows = norm.eps, norm.centred, norm.dtype is torch.bfloat16
+    code, low = code_of(post_op), out is torch.bfloat16
+
+    def quick(of: tuple[torch.Tensor, Maybe, Maybe], residual: Maybe, multiplier: Maybe, bias: Maybe) -> torch.Tensor:
+        return run(*of, eps, centred, low_rows, data, n, k, bias, code, multiplier, residual, low)  # type: ignore[no-any-return]
 
     return quick
 

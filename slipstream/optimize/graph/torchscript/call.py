@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from slipstream.optimize import gates, packs
 from slipstream.optimize.graph.capturing.arguments import Locals
-from slipstream.optimize.graph.capturing.capture import Capture, CaptureRefused
+from slipstream.optimize.graph.capturing.capture import Capture
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.root import RootCall
 from slipstream.optimize.graph.schedule import Schedule
 from slipstream.optimize.graph.torchscript.walk import Attribute, Walked, walk

@@ -17,7 +17,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from slipstream.optimize.graph.capturing.capture import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.torchscript.numbers import DTYPES, ENUMERATIONS, OPERATIONS
 
 LONGEST_LOOP = 256
