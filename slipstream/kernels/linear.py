@@ -149,12 +149,17 @@ def join(parts: Sequence[PackedLinear]) -> tuple[PackedLinear, list[PackedLinear
     return PackedLinear(data, sum(part.n for part in parts), first.k, first.dtype, first.native, first.parts), views
 
 
+def is_part(start: int, stop: int, *, of: int) -> bool:
+    """Whether `part` can cut these outputs out of ``of``."""
+    return start % PANEL == 0 and 0 <= start < stop <= of and (stop % PANEL == 0 or stop == of)
+
+
 def part(packed: PackedLinear, start: int, stop: int) -> PackedLinear:
     """Outputs ``start`` to before ``stop`` of a packed weight, as a view of it.
 
     Raises UsageError where they do not begin, and end before the last, at a multiple of 32.
     """
-    if start % PANEL or not 0 <= start < stop <= packed.n or (stop % PANEL and stop != packed.n):
+    if not is_part(start, stop, of=packed.n):
         raise UsageError.of("start and stop", (start, stop), f"multiples of {PANEL} up to n, {packed.n}")
     step = packed.data.shape[0] // -(-packed.n // PANEL) if packed.native else PANEL
     data = packed.data[start // PANEL * step : -(-stop // PANEL) * step]

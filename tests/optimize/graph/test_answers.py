@@ -112,7 +112,7 @@ def test_zeros_scales_and_permuted_sums_are_fused(at_once, case):
         for node in graph.nodes
         if node.op.startswith("call")
     }
-    assert names == {"convolution", "permute", "layer_norm", "linear", "global_average", laid_out.__name__}
+    assert names == {"convolution", "permute", "normed_linear", "linear", "global_average", laid_out.__name__}
 
 
 @even_same
@@ -155,9 +155,11 @@ def test_what_is_written_out_is_fused(at_once):
     model, args = CASES["written out"]()
     graph = settle(model, *args).ways[0].program.lowered.fast.graph
     names = [str(getattr(node.target, "kind", node.target)) for node in graph.nodes if node.op.startswith("call")]
-    assert (names.count("rms_norm"), names.count("joint_linear"), names.count("linear")) == (3, 1, 5)
+    assert (names.count("rms_norm"), names.count("normed_linear"), names.count("linear")) == (1, 2, 4)
+    normed = [node.target.linear for node in graph.nodes if getattr(node.target, "kind", "") == "normed_linear"]
+    assert [(linear.kind, linear.post_op) for linear in normed] == [("joint_linear", "none"), ("linear", "gelu_tanh")]
     post_ops = sorted(node.target.post_op for node in graph.nodes if getattr(node.target, "kind", "") == "linear")
-    assert post_ops == ["gelu_tanh", "none", "none", "none", "silu"]
+    assert post_ops == ["none", "none", "none", "silu"]
     assert not {"expand", "pow", "tanh", "chunk", "silu"} & set(names)
 
 

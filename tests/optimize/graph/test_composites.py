@@ -9,6 +9,7 @@ from slipstream.optimize.graph.capturing.capture import capture
 from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.nodes import name_of
+from slipstream.optimize.graph.normed.normed_linear import NormedLinear
 from slipstream.optimize.graph.operators.attention import Attention
 from slipstream.optimize.graph.operators.linear import Linear
 from slipstream.optimize.options import Options
@@ -18,9 +19,9 @@ E, H, B, L, S = 64, 4, 3, 10, 14
 
 
 class Attends(nn.Module):
-    def __init__(self, call, **settings):
+    def __init__(self, call, width=E, **settings):
         super().__init__()
-        self.layer = nn.MultiheadAttention(E, H, **settings)
+        self.layer = nn.MultiheadAttention(width, H, **settings)
         self.call = call
 
     def forward(self, x, memory):
@@ -55,7 +56,7 @@ def check(model, inputs, *, attentions, linears, dtype=torch.float32):
     limit = 1e-5 if dtype == torch.float32 else 2e-2
     captured, graph = lowered(model, inputs, dtype)
     assert len(operators(graph, Attention)) == attentions
-    assert len(operators(graph, Linear)) == linears
+    assert len(operators(graph, Linear | NormedLinear)) == linears
     with torch.inference_mode():
         wanted, got = model(*inputs), captured.wrap(graph.fast)(model, *inputs)
     assert (got.shape, got.stride(), got.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
@@ -92,6 +93,15 @@ def test_attention_layers(name, batch_first, dtype):
     if not batch_first:
         x, memory = x.transpose(0, 1).contiguous(), memory.transpose(0, 1).contiguous()
     check(model, (x, memory), attentions=1, linears=linears, dtype=dtype)
+
+
+@needs_native
+@pytest.mark.parametrize("width", [48, 72, 144])
+@pytest.mark.parametrize("name", ["of itself", "of a memory", "of three inputs"])
+def test_projections_that_end_within_a_panel_of_packed_weights(name, width):
+    call, linears = CALLS[name]
+    model = Attends(call, width, batch_first=True).eval()
+    check(model, (torch.randn(B, L, width), torch.randn(B, S, width)), attentions=1, linears=linears)
 
 
 @needs_native

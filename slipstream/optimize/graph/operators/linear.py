@@ -45,8 +45,9 @@ class Linear(LinearOperator):
     """Takes x, residual, multiplier, weight [N, K], bias [N], scale [N]; all but x and weight may be None.
 
     A scale becomes part of the pack, as the layer scales of ConvNeXt and BEiT. ``rows`` are those of weight and bias that it
-    answers for, by default all: it reads a part of the whole weight's pack. There is no scale then. ``transposed``: the weight
-    is [K, N]. ``width``: K, where the weight has several axes for N or K, one behind the other.
+    answers for, by default all: it reads a part of the whole weight's pack, or has a pack of its own where they begin or end
+    within a panel. There is no scale then. ``transposed``: the weight is [K, N]. ``width``: K, where the weight has several
+    axes for N or K, one behind the other.
     """
 
     kind = "linear"
@@ -67,6 +68,8 @@ class Linear(LinearOperator):
         assert weight is not None
         if scale is not None:
             return ("scaled linear", self.transposed, self.width, tuple(weight.shape), self.held, id(bias), id(scale))
+        if self._is_apart(weight):
+            return ("linear of rows", self.rows, tuple(weight.shape), self.held)
         if self.width is not None:
             return ("folded linear", self.transposed, self.width, tuple(weight.shape), self.held)
         return shared_kind(weight, self.held, transposed=self.transposed)
@@ -81,6 +84,8 @@ class Linear(LinearOperator):
         if scale is not None:
             weight = weight.detach().float() * scale.detach().float()[:, None]
             shift = None if bias is None else bias.detach().float() * scale.detach().float()
+        if self.rows is not None and self._is_apart(weight):
+            weight = weight[self.rows[0] : self.rows[1]]
         packed = kernel.pack(weight, dtype=self.held.dtype, parts=self.held.parts)
         return (packed, shift), packed.data.numel() * packed.data.element_size()
 
@@ -93,7 +98,7 @@ class Linear(LinearOperator):
         if pack is None:
             return None
         packed, shift = pack.content
-        run = run_on(packed if self.rows is None else self._part_of(packed, self.rows))
+        run = run_on(self._part_of(packed))
         rows = self.rows
 
         def answer(x: Any, residual: Any, multiplier: Any, weight: Any, bias: Any, scale: Any) -> torch.Tensor:
@@ -116,7 +121,7 @@ class Linear(LinearOperator):
                 x, weight, bias, post_op=self.post_op, residual=residual, multiplier=factor, out_dtype=self.out
             )
         shift = bias if scale is None else content[1]
-        packed = content[0] if self.rows is None else self._part_of(content[0], self.rows)
+        packed = self._part_of(content[0])
         return kernel.linear(
             x, packed, shift, post_op=self.post_op, residual=residual, multiplier=multiplier, out_dtype=self.out
         )
@@ -127,10 +132,17 @@ class Linear(LinearOperator):
             weight = weight.reshape(self.width, -1) if self.transposed else weight.reshape(-1, self.width)
         return weight.t() if self.transposed else weight
 
-    def _part_of(self, packed: kernel.PackedLinear, rows: tuple[int, int]) -> kernel.PackedLinear:
+    def _is_apart(self, weight: torch.Tensor) -> bool:
+        """Whether its rows are no part of the pack of the whole weight [N, K]."""
+        return self.rows is not None and not kernel.is_part(*self.rows, of=weight.shape[0])
+
+    def _part_of(self, packed: kernel.PackedLinear) -> kernel.PackedLinear:
+        """What it multiplies by, of what it has packed."""
+        if self.rows is None or packed.n == self.rows[1] - self.rows[0]:
+            return packed
         whole, part = self._cut
         if whole is not packed:
-            part = kernel.part(packed, *rows)
+            part = kernel.part(packed, *self.rows)
             self._cut = packed, part
         return part
 
