@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from slipstream.optimize.graph.capturing import undisturbed
+from slipstream.optimize.graph.capturing import shapes, undisturbed
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
 from slipstream.optimize.graph.capturing.patience import Patience
@@ -58,10 +58,11 @@ def capture(
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     unheard, branches, patience = Unheard(), Branches(outcomes), Patience(module)
+    parts = (unheard, branches, undisturbed, patience, shapes)
     try:
         with (
             convert_frame.compile_lock,
-            quietly([*unheard.instead(), *branches.instead(), *undisturbed.instead(), *patience.instead()]),
+            quietly([change for part in parts for change in part.instead()]),
             branches.taken(),
             torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions)),
             dynamo.get_metrics_context(),
