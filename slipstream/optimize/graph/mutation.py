@@ -71,10 +71,16 @@ RANDOM = frozenset(
 )  # fmt: skip
 """What draws numbers: running it twice, as a check does, would move the script's generator."""
 
+_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
+"""What draws numbers in training, and gives back its very input otherwise."""
+
 
 def make_pure(graph: fx.Graph) -> None:
     """Replace in-place operations by pure ones. Raises CaptureRefused for a graph that stays impure."""
     for node in list(graph.nodes):
+        if name_of(node) in _DROPOUTS:
+            _pass_on(graph, node)
+            continue
         if name_of(node) in RANDOM:
             raise CaptureRefused(f"{name_of(node)} draws random numbers")
         if name_of(node) == "batch_norm" and _is_training(arguments(node) or {}):
@@ -94,6 +100,14 @@ def make_pure(graph: fx.Graph) -> None:
             if name_of(node) in _BEYOND:
                 raise CaptureRefused(f"{name_of(node)} changes a tensor in place")
             _make_node_pure(graph, node, None)
+
+
+def _pass_on(graph: fx.Graph, node: fx.Node) -> None:
+    given: dict[str, Any] = arguments(node) or {}
+    if given.get("training", True) is not False and given.get("p", 0.5) != 0:
+        raise CaptureRefused("dropout is active")
+    node.replace_all_uses_with(given["input"])
+    graph.erase_node(node)
 
 
 def _is_training(given: dict[str, Any]) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drops what computes nothing: dropout in inference, casts to the dtype that is there, copies into another layout.
+"""Drops what computes nothing: casts to the dtype that is there, copies into another layout.
 
 Layouts of intermediates are ours to choose; `results` gives outputs the strides that the script expects. A copy whose layout
 the script is given stays.
@@ -13,25 +13,19 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.capturing.refusals import CaptureRefused
-from slipstream.optimize.graph.nodes import arguments, name_of, strides_of, tensor
+from slipstream.optimize.graph.nodes import name_of, strides_of, tensor
 from slipstream.optimize.graph.precision import is_given_back
 
-_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _CASTS = {"to", "float", "type_as", "type", "contiguous"}
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Rewrite in place. Raises CaptureRefused where the graph drops out at random or depends on strides."""
+    """Rewrite in place. Raises CaptureRefused where the graph depends on strides."""
     for node in list(graph.nodes):
         name = name_of(node)
         if name in ("as_strided", "stride", "data_ptr", "storage_offset", "untyped_storage", "set_"):
             raise CaptureRefused(f"it asks for memory layout: {name}")
-        if name in _DROPOUTS:
-            given: dict[str, Any] = arguments(node) or {}
-            if given.get("training", True) is not False and given.get("p", 0.5) != 0:
-                raise CaptureRefused("dropout is active")
-            _pass_on(graph, node, given.get("input"))
-        elif name in _CASTS and node.op == "call_method":
+        if name in _CASTS and node.op == "call_method":
             _simplify_cast(graph, node)
         elif name == "view" and node.op == "call_method" and not _is_bit_cast(node):
             node.target = "reshape"  # a view of ours may lie in another layout than the script's

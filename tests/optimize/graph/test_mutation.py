@@ -54,6 +54,15 @@ def shares_of_the_best(self, x):
     return best * (which + 1)
 
 
+def behind_a_dropout(self, x):
+    """As padding is zeroed, which is known by a mask of rows."""
+    y = F.dropout(self.layer(x), 0.1, self.training)
+    y[x.sum(-1) > 0] = 0.0
+    z = F.dropout(y, 0.0, True)
+    z[0] += 1
+    return y + z
+
+
 def on_a_view_that_is_all(self, x):
     y = self.layer(x).view(-1)
     y += 1
@@ -181,7 +190,7 @@ def graph_of(what):
 PURE = [
     add_in_place, inplace_flag, chain, on_a_view_that_is_all, through_a_view, seen_through_a_view, into_a_part,
     into_one_of_several_views, through_views_of_views, by_index_and_mask, from_itself, without_a_twin, filled_bit_by_bit,
-    seen_after_it_was_rounded, keeping_its_dtype, shares_of_the_best,
+    seen_after_it_was_rounded, keeping_its_dtype, shares_of_the_best, behind_a_dropout,
 ]  # fmt: skip
 
 
