@@ -19,6 +19,7 @@ from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
 from slipstream.optimize.graph.capturing.patience import Patience
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
+from slipstream.optimize.graph.capturing.recipes import Recipes
 from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused, CaptureTakesLong
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
@@ -58,7 +59,7 @@ def capture(
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     unheard, branches, patience = Unheard(), Branches(outcomes), Patience(module)
-    parts = (unheard, branches, undisturbed, patience, shapes)
+    parts = (unheard, branches, undisturbed, patience, shapes, Recipes())
     try:
         with (
             convert_frame.compile_lock,
