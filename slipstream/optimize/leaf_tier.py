@@ -161,6 +161,11 @@ def adopt(module: nn.Module, name: str, options: Options) -> Any:
     return _pieces[number]
 
 
+def piece_of(module: nn.Module) -> Any:
+    """What answers for this module itself; None where nothing does."""
+    return _pieces.get(id(module))
+
+
 def _meet(module: nn.Module) -> Any:
     """First call of a module, out of training. Whatever fails here is ours, and the original runs."""
     if not _everywhere or _in_data_worker():
@@ -170,7 +175,7 @@ def _meet(module: nn.Module) -> Any:
             root = names.outermost(module)
             name = names.of(module)
             piece = adopt(module, name, _everywhere[0]) if names.are_wanted(name) else None
-            tier.notice(root, names.of(root), _everywhere[0], _pieces.get(id(root)))
+            tier.notice(root, names.of(root), _everywhere[0], piece_of)
     except Exception as error:  # noqa: BLE001 - a failure of ours: the module is left alone and the report says so
         decision.log.note(f"{type(module).__name__}: meet", False, f"slipstream failed: {error!r}")
         piece = None

@@ -49,6 +49,6 @@ def optimize_model(
         slot.cover_copies_of(target, options)
     pieces = [leaf_tier.adopt(module, f"{kind}.{name}", options) for name, module in target.named_modules()]
     found = sum(piece is not None for piece in pieces)
-    tier.notice(target, kind, options, pieces[0])  # the first of the modules is the model itself
+    tier.notice(target, kind, options, leaf_tier.piece_of)
     log.note(kind, found > 0, f"{found} modules are looked at when they are first called")
     return target

@@ -68,13 +68,18 @@ def left_on_error() -> Iterator[None]:
 
 
 @contextmanager
-def as_in(state: tuple[bool, torch.dtype, bool]) -> Iterator[None]:
-    """The autocast state of another thread, which `state_here` told there."""
-    enabled, dtype, cache = state
-    with torch.autocast("cpu", dtype, enabled=enabled, cache_enabled=cache):
+def as_in(state: tuple[bool, bool, torch.dtype, bool]) -> Iterator[None]:
+    """Inference mode and autocast as in another thread, which `state_here` told there; gradients are not recorded."""
+    inference, enabled, dtype, cache = state
+    with (
+        torch.inference_mode(inference),
+        torch.no_grad(),
+        torch.autocast("cpu", dtype, enabled=enabled, cache_enabled=cache),
+    ):
         yield
 
 
-def state_here() -> tuple[bool, torch.dtype, bool]:
-    """This thread's: whether it is on, the dtype, whether casts are cached."""
-    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+def state_here() -> tuple[bool, bool, torch.dtype, bool]:
+    """This thread's: whether it is in inference mode, in autocast, with which dtype, and whether casts are cached."""
+    region = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+    return torch.is_inference_mode_enabled(), *region

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from slipstream.optimize.graph.autocast import remember_regions
-from slipstream.optimize.graph.capturing.refusals import CaptureRefused
+from slipstream.optimize.graph.capturing.refusals import CaptureRefused, NothingToGain
 from slipstream.optimize.graph.composites.einsum import spell_einsums
 from slipstream.optimize.graph.composites.encoder_layer import spell_encoder_layers
 from slipstream.optimize.graph.composites.multihead import spell_multihead
@@ -96,7 +96,7 @@ def _lower(captured: fx.GraphModule, inputs: list[Any], options: Options, own: C
     operators += fuse_experts(graph, dtype)
     operators += fuse_features(graph, torch.float32 if options.low_memory else dtype)
     if not operators:
-        raise CaptureRefused("no operation in it is faster here")
+        raise NothingToGain("no operation in it is faster here")
     if not regions:
         share(graph)
     low = keep_bfloat16(graph) if dtype is torch.bfloat16 else set()

@@ -46,18 +46,18 @@ _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_
 
 
 class RootCall:
-    """In a module's own call slot. ``inner`` answers where no graph does; by default that is the module itself."""
+    """In a module's own call slot. ``inner`` answers where no graph does; by default that is the module itself. Its ``family``
+    says whether it may be captured now, and is told where it is no graph: then its parts may have one each."""
 
-    def __init__(self, module: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None, family: Any = None
+    ) -> None:
         self.module = weakref.ref(module)
         self.what = f"{name}.graph: whole model"
-        self.options = options
-        self.inner = inner
+        self.options, self.inner, self.family = options, inner, family
         self.unrecorded = Unrecorded(f"{name}: gradients")
         self.ways: tuple[Way, ...] = ()
-        self.arguments = self._signature(module)
-        self.schedule = self._schedule(module)
-        self.known = self._known()
+        self.arguments, self.schedule, self.known = self._signature(module), self._schedule(module), self._known()
         self.repayment: Repayment | None = None
         self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
@@ -135,6 +135,14 @@ class RootCall:
         self._leave(module)
         self._note(False, "its calls are too short for a graph to repay its guards", 0.0)
 
+    def _give_up(self, module: nn.Module) -> None:
+        """There will be no graph of the whole. Calls that record gradients may have this to thank that they need not."""
+        family, self.family = self.family, None
+        if family is not None:
+            family.refused(module, self)
+        if not self.unrecorded.watched or self.unrecorded.is_given_up:
+            self._leave(module)
+
     def _leave(self, module: nn.Module) -> None:
         if module.__dict__.get(SLOT) is self:
             if self.inner is None:
@@ -157,7 +165,7 @@ class RootCall:
         if self.capturing:
             return self._beside_capture(module, args, kwargs)
         if self.schedule.is_over() and not self.ways:
-            self._leave(module)
+            self._give_up(module)
             return self._plain(module, args, kwargs)
         if any(leaf.is_nested for leaf in tensors_in((args, kwargs))):
             return self._plain(module, args, kwargs)
@@ -182,7 +190,8 @@ class RootCall:
             return result
         self.schedule.known = known is not None and known.fast
         self.schedule.note(seconds, shapes)
-        if self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent():
+        is_due = self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent()
+        if is_due and (self.family is None or self.family.lets(self)):
             if grows(args, kwargs):
                 self.is_due = True  # the next call is looked at before it changes its arguments, as this one has
             else:
@@ -197,7 +206,7 @@ class RootCall:
             result = self._plain(module, args, kwargs)
         self.outcomes = outcomes
         if self.options.decides_only:
-            self._capture(capturing, _modes())
+            self._capture(capturing, autocast.state_here())
         else:
             self._capture_beside(capturing)
         return result
@@ -217,9 +226,9 @@ class RootCall:
             return self._plain(module, args, kwargs)
         capturing = self._capturing(module, args, kwargs)
         result = self._plain(module, args, kwargs)
-        self._capture(capturing, _modes())
+        self._capture(capturing, autocast.state_here())
         if not self.ways and not self.asks_outcomes:
-            self._leave(module)
+            self._give_up(module)
         return result
 
     def _show(self, way: Way, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -259,17 +268,16 @@ class RootCall:
 
     def _capture_beside(self, capturing: Callable[[], Capture]) -> None:
         self.capturing = True
-        modes = _modes()
+        modes = autocast.state_here()
         background.start(lambda: self._capture(capturing, modes), gently=self._captures_gently())
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
 
-    def _capture(self, capturing: Callable[[], Capture], modes: tuple[bool, Any]) -> None:
+    def _capture(self, capturing: Callable[[], Capture], modes: Any) -> None:
         """In a thread of ours. Whatever fails, the old way goes on."""
-        inference, region = modes
         start, precision = time.perf_counter(), asked_precision()
         try:
-            with torch.inference_mode(inference), torch.no_grad(), autocast.as_in(region):
+            with autocast.as_in(modes):
                 captured = capturing()
                 with background.on_threads(1):  # a second team would take the cores from the script's own
                     lowered = lower(captured.graph, captured.inputs, self.options, captured.own)
@@ -281,6 +289,7 @@ class RootCall:
             self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
             self.asks_outcomes = isinstance(error, BranchOnValue)
+            self.family = None if error.is_of_parts else self.family
             self.schedule.refuse(str(error), once_more=error.is_passing, for_good=error.is_final)
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so
@@ -389,8 +398,3 @@ class RootCall:
 
     def _note(self, taken: bool, why: str, seconds: float) -> None:
         log.note(self.what, taken, why, setup_s=seconds)
-
-
-def _modes() -> tuple[bool, Any]:
-    """Of the calling thread, for a capture in another."""
-    return torch.is_inference_mode_enabled(), autocast.state_here()

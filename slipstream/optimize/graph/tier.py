@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules get a graph: the outermost ones of a script's calls, met when one of their layers is."""
+"""Which modules get a graph: the outermost ones of a script's calls, met when one of their layers is.
+
+Where such a model is no graph, as one that draws random numbers, loops until a value says so, or cuts images into windows, the
+models that it is made of may be.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +28,76 @@ _passed_over: list[str] = torch.jit._recursive.ignored_attributes
 _answering: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def notice(root: nn.Module, name: str, options: Options, inner: Callable[..., Any] | None = None) -> None:
-    """Let a `RootCall` answer for this module from its next call on; ``inner`` is what answered until now, if anything."""
-    if not options.graph or root in _answering:
-        return
-    if not root._modules or isinstance(root, torch.jit.ScriptModule):
-        return
-    if root.__dict__.get(SLOT) is not None or type(root).__call__ is not nn.Module.__call__:
-        return  # compiled by the script itself, or called in a way of its own
-    if not names.whole_is_wanted(root, name):
-        return
-    if not native.available():
-        say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
-        return
-    if options.decides_only:
-        log.note(f"{name}.graph: whole model", False, "not captured: that takes a second call")
-    try:
-        root.__dict__[SLOT] = RootCall(root, name, options, inner)
+PieceOf = Callable[[nn.Module], Callable[..., Any] | None]
+
+
+def notice(root: nn.Module, name: str, options: Options, piece_of: PieceOf) -> None:
+    """Let a `RootCall` answer for this module from its next call on; ``piece_of`` says what answered for one until now."""
+    _Family(options, piece_of).notice(root, name)
+
+
+class _Family:
+    """A model and the parts that it is made of. What one part is refused for, others of its class are not tried for."""
+
+    def __init__(self, options: Options, piece_of: PieceOf) -> None:
+        self.options = options
+        self.piece_of = piece_of
+        self.calls: dict[type[nn.Module], dict[RootCall, str]] = {}
+        self.hopeless: set[type[nn.Module]] = set()
+
+    def notice(self, module: nn.Module, name: str) -> None:
+        if not self.options.graph or module in _answering:
+            return
+        if not module._modules or isinstance(module, torch.jit.ScriptModule):
+            return
+        if module.__dict__.get(SLOT) is not None or type(module).__call__ is not nn.Module.__call__:
+            return  # compiled by the script itself, or called in a way of its own
+        if not names.whole_is_wanted(module, name):
+            return
+        if not native.available():
+            say_once("graph tier", f"it lowers to native kernels: {native.reason()}")
+            return
+        if self.options.decides_only:
+            log.note(f"{name}.graph: whole model", False, "not captured: that takes a second call")
+        try:
+            self._let_answer(module, name)
+        except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same
+            log.note(f"{name}.graph: whole model", False, f"slipstream failed: {error!r}")
+
+    def _let_answer(self, module: nn.Module, name: str) -> None:
+        if type(module) in self.hopeless:
+            self._notice_parts(module, name)
+            return
+        call = RootCall(module, name, self.options, self.piece_of(module), self)
+        module.__dict__[SLOT] = call
+        self.calls.setdefault(type(module), {})[call] = name
         if SLOT not in _passed_over:
             _passed_over.append(SLOT)
-    except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same
-        log.note(f"{name}.graph: whole model", False, f"slipstream failed: {error!r}")
-        return
-    _answering.add(root)
+        _answering.add(module)
+
+    def lets(self, call: RootCall) -> bool:
+        """Whether this one may be captured: not while it is open whether another of its class is any graph."""
+        alike = next(calls for calls in self.calls.values() if call in calls)
+        return any(other.ways for other in alike) or not any(other.schedule.captures for other in alike if other is not call)
+
+    def refused(self, module: nn.Module, call: RootCall) -> None:
+        """There will be no graph of this one."""
+        kind = type(module)
+        if kind.forward is not nn.Sequential.forward:  # which says nothing of what is in it
+            self.hopeless.add(kind)
+            for other in self.calls[kind]:
+                if other.schedule.captures == 0:
+                    other.schedule.stop()
+        self._notice_parts(module, self.calls[kind][call])
+
+    def _notice_parts(self, module: nn.Module, name: str) -> None:
+        """The modules that it calls, those in lists and dictionaries among them."""
+        for attribute, part in module.named_children():
+            path = f"{name}.{attribute}"
+            if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
+                self._notice_parts(part, path)
+            else:
+                self.notice(part, path)
 
 
 def root_call(root: nn.Module) -> RootCall | None:

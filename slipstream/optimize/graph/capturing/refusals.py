@@ -13,11 +13,20 @@ class CaptureRefused(Exception):
     is_passing = False
     """Whether the next one may be just as well as this one would have been."""
 
+    is_of_parts = False
+    """Whether it says of the module's parts what it says of the module."""
+
 
 class CaptureTakesLong(CaptureRefused):
     """It was given up."""
 
-    is_final = True
+    is_final = is_of_parts = True
+
+
+class NothingToGain(CaptureRefused):
+    """No operation in it is one of ours."""
+
+    is_final = is_of_parts = True
 
 
 class BranchOnValue(CaptureRefused):

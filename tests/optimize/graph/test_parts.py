@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model is no graph, the models that it is made of may be: each is captured, proved and raced by itself."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from slipstream.optimize.graph import background, tier
+from slipstream.optimize.graph.capturing.refusals import CaptureTakesLong
+from slipstream.optimize.graph.root import RootCall
+from slipstream.optimize.unrecorded import unrecorded
+from tests.optimize.graph.conftest import needs_native
+from tests.optimize.judging import LIMIT, decisions, error
+
+pytestmark = needs_native
+
+
+class Part(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 64), nn.Linear(64, width)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Draws(Part):
+    """A part that is no graph itself, of parts that are."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+
+    def forward(self, x):
+        return self.inside(x) + torch.rand(16)
+
+
+class Whole(nn.Module):
+    """It draws random numbers, and calls parts by attribute, from a list, and from a dictionary."""
+
+    def __init__(self, kind=Part):
+        super().__init__()
+        self.first = kind()
+        self.several = nn.ModuleList(kind() for _ in range(2))
+        self.named = nn.ModuleDict({"last": kind()})
+        self.out = nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = self.first(x) + torch.rand(16)
+        for part in self.several:
+            x = part(x)
+        return self.out(self.named["last"](x))
+
+
+def called(model, x, times=1):
+    results = []
+    for _ in range(times):
+        torch.manual_seed(3)
+        with torch.inference_mode():
+            results.append(model(x))
+        background.wait()
+    return results[-1]
+
+
+def graphs(model):
+    """The modules that a graph answers for, by name."""
+    found = {name: tier.root_call(part) for name, part in model.named_modules()}
+    return {name for name, call in found.items() if call is not None and call.ways}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_part_has_a_graph(at_once, dtype):
+    model, x = Whole().eval(), torch.randn(2, 5, 16)
+    wanted = called(model, x)
+    at_once(dtype)
+    called(model, x, 12)
+    assert graphs(model) == {"first", "several.0", "several.1", "named.last"}
+    assert tier.root_call(model) is None
+    for weight in (1.0, -2.0):
+        with torch.no_grad():
+            model.several[1].up.weight.mul_(weight)
+        if weight == 1.0:
+            assert error(called(model, x), wanted) < LIMIT[dtype]
+        else:
+            assert error(called(model, x), wanted) > 0.01
+    assert {"Whole.first.graph: whole model", "Whole.several.0.graph: whole model"} <= set(decisions(taken=True))
+
+
+def test_what_one_of_a_kind_was_refused_for_others_are_not_tried_for(at_once, monkeypatch):
+    captured = []
+    real = RootCall._captured
+
+    def counted(self, module, *args, **kwargs):
+        captured.append(type(module).__name__)
+        return real(self, module, *args, **kwargs)
+
+    monkeypatch.setattr(RootCall, "_captured", counted)
+    model, x = Whole(Draws).eval(), torch.randn(2, 5, 16)
+    wanted = called(model, x)
+    at_once("float32")
+    called(model, x, 24)
+    assert graphs(model) == {"first.inside", "several.0.inside", "several.1.inside", "named.last.inside"}
+    assert captured.count("Whole") == 2
+    assert captured.count("Draws") == 2
+    assert error(called(model, x), wanted) < LIMIT["float32"]
+
+
+@pytest.mark.parametrize("why", ["nothing in it is ours", "it takes long"])
+def test_what_holds_of_its_parts_too_ends_it(at_once, monkeypatch, why):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.sin() * 3
+
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sum, self.unused = nn.Sequential(Sum(), Sum()), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.sum(x) + (self.unused(x[..., :2]).sum() if x.shape[0] > 100 else 0)
+
+    model, x = (Sums() if why == "nothing in it is ours" else Whole()).eval(), torch.randn(101, 5, 16)
+
+    def too_long(*_, **__):
+        raise CaptureTakesLong("reading its code takes long")
+
+    if why == "it takes long":
+        monkeypatch.setattr(RootCall, "_captured", too_long)
+    at_once("float32")
+    called(model, x)  # meets the layers
+    x = x[:3]
+    called(model, x, 8)
+    assert not graphs(model)
+    assert sum("graph: whole model" in what for what in decisions()) == 1
+
+
+def test_calls_that_record_gradients_still_need_not(at_once, monkeypatch):
+    """The model's own call, which sees to that, stays for them."""
+
+    class Logs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Part()
+
+        def forward(self, x):
+            with open(os.devnull, "w") as log:
+                log.write("seen")
+            return self.part(x) * 2
+
+    monkeypatch.setattr(unrecorded, "SHARE", 1e9)  # however short they are
+    model, x = Logs().eval(), torch.randn(2, 5, 16)
+    wanted = called(model, x)
+    at_once("float32")
+    for _ in range(40):
+        got = model(x)
+        background.wait()
+    assert tier.root_call(model) is not None
+    assert graphs(model) == {"part"}
+    assert error(got.detach(), wanted) < LIMIT["float32"]
+    got.sum().backward()
+    assert model.part.up.weight.grad.norm() > 0
+
+
+def test_a_part_that_is_to_be_skipped_is(at_once, monkeypatch):
+    monkeypatch.setenv("SLIPSTREAM_SKIP", "Whole.first.graph, Whole.several.0.up")
+    model, x = Whole().eval(), torch.randn(2, 5, 16)
+    at_once("float32")
+    called(model, x, 12)
+    assert graphs(model) <= {"several.1", "named.last"}
