@@ -57,7 +57,8 @@ class RootCall:
         self.options, self.inner, self.family = options, inner, family
         self.unrecorded = Unrecorded(f"{name}: gradients")
         self.ways: tuple[Way, ...] = ()
-        self.arguments, self.schedule, self.known = self._signature(module), self._schedule(module), self._known()
+        self.arguments = self._signature(module)
+        self.schedule, self.known = self._schedule(module), self._known()
         self.repayment: Repayment | None = None
         self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
@@ -176,8 +177,7 @@ class RootCall:
         capturing = self._capturing(module, args, kwargs) if self.is_due else None
         start = clocks()
         result = self._plain(module, args, kwargs)
-        spent = elapsed(start)
-        seconds = spent[0]
+        seconds, _ = spent = elapsed(start)
         self._note_length(module, spent)
         if capturing is not None:
             self._capture_beside(capturing)
