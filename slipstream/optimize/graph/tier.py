@@ -42,7 +42,7 @@ class _Family:
     def __init__(self, options: Options, piece_of: PieceOf) -> None:
         self.options = options
         self.piece_of = piece_of
-        self.calls: dict[type[nn.Module], dict[RootCall, str]] = {}
+        self.calls: dict[RootCall, tuple[type[nn.Module], str]] = {}
         self.hopeless: set[type[nn.Module]] = set()
 
     def notice(self, module: nn.Module, name: str) -> None:
@@ -70,25 +70,32 @@ class _Family:
             return
         call = RootCall(module, name, self.options, self.piece_of(module), self)
         module.__dict__[SLOT] = call
-        self.calls.setdefault(type(module), {})[call] = name
+        self.calls[call] = type(module), name
         if SLOT not in _passed_over:
             _passed_over.append(SLOT)
         _answering.add(module)
 
     def lets(self, call: RootCall) -> bool:
         """Whether this one may be captured: not while it is open whether another of its class is any graph."""
-        alike = next(calls for calls in self.calls.values() if call in calls)
+        alike = self._alike(self.calls[call][0])
         return any(other.ways for other in alike) or not any(other.schedule.captures for other in alike if other is not call)
 
     def refused(self, module: nn.Module, call: RootCall) -> None:
         """There will be no graph of this one."""
-        kind = type(module)
+        kind, name = self.calls[call]
         if kind.forward is not nn.Sequential.forward:  # which says nothing of what is in it
             self.hopeless.add(kind)
-            for other in self.calls[kind]:
+            for other in self._alike(kind):
                 if other.schedule.captures == 0:
                     other.schedule.stop()
-        self._notice_parts(module, self.calls[kind][call])
+        try:
+            self._notice_parts(module, name)
+        except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same
+            log.note(f"{name}.graph: its parts", False, f"slipstream failed: {error!r}")
+
+    def _alike(self, kind: type[nn.Module]) -> list[RootCall]:
+        known = list(self.calls.items())  # other threads may be adding to it
+        return [call for call, (other, _) in known if other is kind]
 
     def _notice_parts(self, module: nn.Module, name: str) -> None:
         """The modules that it calls, those in lists and dictionaries among them."""

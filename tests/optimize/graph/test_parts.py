@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a model is no graph, the models that it is made of may be: each is captured, proved and raced by itself."""
 
+import copy
 import os
 
 import pytest
@@ -169,3 +170,29 @@ def test_a_part_that_is_to_be_skipped_is(at_once, monkeypatch):
     at_once("float32")
     called(model, x, 12)
     assert graphs(model) <= {"several.1", "named.last"}
+
+
+def test_the_scripts_own_compilation_and_copies_see_plain_parts(at_once):
+    model, x = Whole().eval(), torch.randn(2, 5, 16)
+    wanted = called(model, x)
+    at_once("float32")
+    called(model, x, 12)
+    assert graphs(model)
+    torch._dynamo.reset()
+    assert error(called(torch.compile(model, backend="eager", fullgraph=True), x, 2), wanted) < 1e-5
+    copied = copy.deepcopy(model)
+    assert all(tier.root_call(part) is None for part in copied.modules())
+    exported = torch.export.export(model.first, (x,)).module()
+    assert error(exported(x), model.first(x)) < 1e-5
+
+
+def test_within_another_model(at_once):
+    """What was the outermost model may become a part itself, of one that is captured as a whole."""
+    model, x = Whole().eval(), torch.randn(2, 5, 16)
+    at_once("float32")
+    called(model, x, 12)
+    around = nn.Sequential(nn.Linear(16, 16), model.first, nn.Linear(16, 16)).eval()
+    wanted = called(around, x)
+    called(around, x, 6)
+    assert tier.root_call(around).ways
+    assert error(called(around, x), wanted) < LIMIT["float32"]

@@ -32,9 +32,10 @@ class Recipes:
         theirs = WrapperUserFunctionVariable.call_function
 
         def call_function(called: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-            if called.wrapper_obj is self.parse and _are_known(args, kwargs):
+            cached = getattr(called, "wrapper_obj", None)
+            if cached is self.parse and _are_known(args, kwargs):
                 return self._parsed(tx, *_values(args, kwargs))
-            recipe = self._recipe(args[0]) if called.wrapper_obj is self.reshape and args else None
+            recipe = self._recipe(args[0]) if cached is self.reshape and args else None
             if recipe is not None and _are_known(args[1:], kwargs):
                 others, named = _values(args[1:], kwargs)
                 return _built(tx, self.reshape(recipe, *others, **named))  # type: ignore[misc]
