@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers for the outermost module of a script's calls: plainly at first, from a captured graph once there is one.
 
-While the script goes on, a thread of ours captures, lowers and packs. The next calls take the old way and the new one in
-turn, and the faster one stays. A call for which the guards do not hold takes the old way: every layer has its own piece.
-"""
+While the script goes on, a thread of ours captures, lowers and packs. The next calls take both ways in turn, and the faster one
+stays. A call for which the guards do not hold takes the old way: every layer has its own piece."""
 
 from __future__ import annotations
 
@@ -31,13 +30,10 @@ from slipstream.optimize.graph.schedule import Schedule, schedule_of
 from slipstream.optimize.graph.way import Way
 from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
-from slipstream.optimize.unrecorded.unrecorded import Unrecorded
-
-SLOT = "_compiled_call_impl"
+from slipstream.optimize.unrecorded.unrecorded import SLOT, Unrecorded
 
 OTHERWISE = 3
-"""Calls for which tensors' values decide otherwise than in the capture, and so many more for each ten that it answers, before
-its graph is dropped."""
+"""Calls for which values decide otherwise than in the capture, and as many more for each ten, before its graph is dropped."""
 
 MOST_SHAPES = 64
 """Of one model's inputs: for so many is asked what earlier processes found."""
@@ -179,15 +175,24 @@ class RootCall:
         result = self._plain(module, args, kwargs)
         seconds, _ = spent = elapsed(start)
         self._note_length(module, spent)
-        if capturing is not None:
-            self._capture_beside(capturing)
-            return result
+        try:
+            if capturing is not None:
+                self._capture_beside(capturing)
+            else:
+                self._note_call(module, args, kwargs, seconds)
+        except Exception as error:  # noqa: BLE001 - a failure of ours: the script has its answer
+            self._note(False, f"slipstream failed: {error!r}", 0.0)
+            self.schedule.stop()
+        return result
+
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """A plain call took so long: perhaps it is time for a capture."""
         shapes = shapes_of(args, kwargs)
         if shapes not in self.asked and self.schedule.may_ask(seconds) and len(self.asked) < MOST_SHAPES:
             self._ask(module, shapes, bucket_of(args, kwargs), seconds)
         known = self.asked.get(shapes)
         if known is not None and not known.fast and not self.options.early:
-            return result
+            return
         self.schedule.known = known is not None and known.fast
         self.schedule.note(seconds, shapes)
         is_due = self.schedule.is_due(however_small=guards.speed.trusting) and not set_up.is_spent()
@@ -196,7 +201,6 @@ class RootCall:
                 self.is_due = True  # the next call is looked at before it changes its arguments, as this one has
             else:
                 self._capture_beside(self._capturing(module, args, kwargs))
-        return result
 
     def _show_outcomes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call in which is written down what tensors' values decide, and then a capture that goes the same way."""
@@ -205,15 +209,11 @@ class RootCall:
         with outcomes_here() as outcomes:
             result = self._plain(module, args, kwargs)
         self.outcomes = outcomes
-        if self.options.decides_only:
-            self._capture(capturing, autocast.state_here())
-        else:
-            self._capture_beside(capturing)
+        self._capture_beside(capturing)
         return result
 
     def _beside_capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A plain call on the cores that a capture leaves: with a thread more its team would wait, at the end of each parallel
-        loop, for the one whose core the capture is on."""
+        """A plain call on the cores that a capture leaves: each parallel loop would wait for a thread whose core that is on."""
         threads = torch.get_num_threads()
         if self._captures_gently() or not background.shares_a_core(threads):
             return self._plain(module, args, kwargs)
@@ -226,7 +226,7 @@ class RootCall:
             return self._plain(module, args, kwargs)
         capturing = self._capturing(module, args, kwargs)
         result = self._plain(module, args, kwargs)
-        self._capture(capturing, autocast.state_here())
+        self._capture_beside(capturing)
         if not self.ways and not self.asks_outcomes:
             self._give_up(module)
         return result
@@ -249,8 +249,7 @@ class RootCall:
             self._note(False, f"not captured: the layers one by one are faster here{known.when()}", 0.0)
         elif self.repayment is None:
             schedule = self.schedule
-            saved_s = schedule.saved() / schedule.calls
-            self.repayment, schedule.repaid = self.known.repayment(schedule.cost(), saved_s, self.account)
+            self.repayment, schedule.repaid = self.known.repayment(schedule.cost(), schedule.saved_a_call(), self.account)
             if schedule.repaid is False:
                 self._note(False, "not captured yet: when this script last ran it ended before a graph would have repaid", 0.0)
 
@@ -267,8 +266,10 @@ class RootCall:
         return not self.options.early and not self.schedule.saves_much()
 
     def _capture_beside(self, capturing: Callable[[], Capture]) -> None:
-        self.capturing = True
         modes = autocast.state_here()
+        if self.options.decides_only:
+            return self._capture(capturing, modes)
+        self.capturing = True
         background.start(lambda: self._capture(capturing, modes), gently=self._captures_gently())
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
@@ -284,9 +285,8 @@ class RootCall:
                     program = Trial(lowered) if self.options.decides_only else Program(lowered)
             program.reference = captured.original or program.reference
             self.ways = (Way(captured, program), *self.ways)
-            operators = program.lowered.operators
             then = "no call to try it on has come" if self.options.decides_only else "being tried"
-            self._note(False, f"captured with {operators} fused operators, {then}", time.perf_counter() - start)
+            self._note(False, f"captured with {lowered.operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
             self.asks_outcomes = isinstance(error, BranchOnValue)
             self.family = None if error.is_of_parts else self.family
@@ -339,8 +339,8 @@ class RootCall:
         way.won[sizes] = verdict.fast
         way.races.pop(sizes, None)
         way.captured = None
-        why = f"{way.program.lowered.operators} fused operators" if verdict.fast else "the layers one by one are faster here"
-        why += verdict.when()
+        operators = way.program.lowered.operators
+        why = (f"{operators} fused operators" if verdict.fast else "the layers one by one are faster here") + verdict.when()
         if verdict.fast:
             accounts.enter(self.what, self.account)
             self._expect_repayment(verdict.speedup_x, self.plain_s.get(sizes))
@@ -386,7 +386,7 @@ class RootCall:
             self.schedule.stop()
 
     def _lower_for_float32(self, way: Way) -> None:
-        """A model that bfloat16 is too coarse for gets the same graph in float32. Another capture would change nothing."""
+        """The same graph, where bfloat16 is too coarse. Another capture would change nothing."""
         self.schedule.stop()
         captured = way.captured
         if captured is None or self.options.dtype is torch.float32 or self.options.decides_only or set_up.is_spent():

@@ -111,9 +111,18 @@ class Schedule:
         """Whether after a call of this length it is time to ask what earlier processes found: not for a model's first call."""
         return self.calls > 0 and seconds >= SMALL_S and seconds * ASK_SHARE >= ASK_S * self.modules
 
+    def mean_s(self) -> float:
+        """Of the calls so far. Another thread may begin a capture, which forgets them, at any time."""
+        calls = self.calls
+        return self.seconds / calls if calls else 0.0
+
     def saved(self) -> float:
         """Seconds that a graph would have spared the calls so far."""
         return self.share * self.seconds + DISPATCH_S * self.modules * self.calls
+
+    def saved_a_call(self) -> float:
+        """The same for one of them."""
+        return self.share * self.mean_s() + DISPATCH_S * self.modules
 
     def saves_much(self) -> bool:
         """Whether a graph is expected to save so much of each call that it should be there soon, whatever that takes."""
@@ -122,14 +131,14 @@ class Schedule:
     def cost(self) -> float:
         """Seconds that a capture costs the script; a further one has to be worth more, since the last did not hold."""
         capture = BESIDE * CAPTURE_S_PER_MODULE * max(1, self.modules)
-        return (capture + CALLS_OF_PROOF * self.seconds / self.calls) * (1 + self.captures)
+        return (capture + CALLS_OF_PROOF * self.mean_s()) * (1 + self.captures)
 
     def is_due(self, *, however_small: bool = False) -> bool:
         """Whether to capture now; ``however_small``: whatever little a call takes."""
         is_sure = self.known and self.repaid is True
         if self.is_over() or self.calls < (KNOWN_CALLS if is_sure and not self.captures else CALLS):
             return False
-        if self.seconds / self.calls < SMALL_S and not however_small:
+        if self.mean_s() < SMALL_S and not however_small:
             return False
         if self.early or is_sure:
             return True

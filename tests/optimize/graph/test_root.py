@@ -621,3 +621,13 @@ def test_random_numbers_are_the_scripts_while_a_capture_runs_beside(at_once):
     assert drawn
     torch.manual_seed(0)
     assert torch.equal(torch.stack(drawn), torch.stack([torch.rand(3) for _ in drawn]))
+
+
+def test_a_failure_of_ours_between_calls_is_not_the_scripts(at_once, monkeypatch):
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(2, 8)
+    at_once("float32")
+    monkeypatch.setattr(root_file.Schedule, "note", lambda *_: 1 / 0)
+    with torch.inference_mode():
+        for _ in range(4):
+            assert model(x).shape == (2, 8)
+    assert any("slipstream failed: ZeroDivisionError" in decision.reason for decision in log)

@@ -193,3 +193,17 @@ def test_what_refuses_twice_or_for_good_is_not_asked_again():
     for _ in range(schedule.MOST_PUT_OFF):
         plan.refuse("the script changed the default dtype meanwhile", once_more=True, for_good=False)
     assert plan.is_over()
+
+
+def test_another_thread_may_begin_a_capture_at_any_time():
+    """Which forgets the calls that were noted: what is asked just then has an answer."""
+    begun = Schedule(20, 0.5, early=True)
+    for _ in range(5):
+        begun.note(0.1, ())
+    begun.begin()
+    assert begun.mean_s() == 0
+    assert begun.cost() > 0
+    assert begun.saved_a_call() >= 0
+    assert not begun.is_due()
+    begun.calls = schedule.CALLS  # noted, but not yet for how long
+    assert not begun.is_due()
