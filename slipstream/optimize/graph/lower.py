@@ -148,4 +148,4 @@ def _pack(graph: fx.Graph, inputs: list[Any], *, only_shared: bool) -> None:
                 raise CaptureRefused(f"low memory: the pack of its {node.target.kind} would be a second copy")
             content = node.target.content(weights)
             if isinstance(node.target, Constant):
-                given[node] = node.target(*weights) if content is None else content
+                given[node] = node.target(*weights) if content is None else content[0]

@@ -90,7 +90,7 @@ def _settle(fast: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[dict[int, An
             found[id(node.target)] = answer
             numbers.update(places[weight] for weight in weights if weight in places)
             if isinstance(node.target, Constant):
-                values[node] = answer[1][0].content
+                values[node] = answer[1][0].content[0]
     return found, sorted(numbers)
 
 

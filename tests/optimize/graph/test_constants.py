@@ -190,3 +190,32 @@ def test_sizes_that_vary_are_no_constants(at_once):
     for _ in range(3):
         for x, wanted in zip(inputs, expected, strict=True):
             assert error(answer(model, x), wanted) < LIMIT["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_that_hides_nothing(at_once, dtype):
+    """As of a single token: it follows from a buffer, and is no tensor any more."""
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into = nn.Linear(32, 96)
+            self.register_buffer("seen", torch.ones(1, 1, 1, 1, dtype=torch.bool))
+
+        def forward(self, x):
+            q, k, v = (part.view(x.shape[0], -1, 2, 16).transpose(1, 2) for part in self.into(x).chunk(3, -1))
+            mask = self.seen & self.seen
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    model, x = Attends().eval(), torch.randn(3, 1, 32)
+    with torch.inference_mode():
+        wanted = model(x)
+    at_once(dtype)
+    (way,) = settle(model, x).ways
+    settle(model, x)
+    assert way.program.broken is None
+    with torch.inference_mode():
+        assert error(model(x), wanted) < LIMIT[dtype]
+        model.seen.logical_not_()
+        hidden = model(x)
+    assert not torch.equal(hidden, wanted)

@@ -176,7 +176,7 @@ def number_of(value: Any) -> float | None:
     known = isinstance(value, fx.Node) and isinstance(value.target, Constant) and not value.args
     if not known or tensor(value).dim() != 0:  # type: ignore[union-attr]
         return None
-    return float(value.target.content(()))
+    return float(value.target())
 
 
 def unscaled(node: fx.Node) -> tuple[fx.Node, float]:

@@ -25,7 +25,7 @@ class Constant(PackedOperator):
     def __init__(self, part: fx.Graph, out: torch.dtype) -> None:
         super().__init__(out, out)
         self.part = part
-        self.fixed: torch.Tensor | None = None
+        self.fixed: tuple[torch.Tensor | None] | None = None
 
     def pack_kind(self, tensors: Tensors) -> Hashable:
         return self.__name__
@@ -34,9 +34,10 @@ class Constant(PackedOperator):
         return tensors
 
     def make(self, tensors: Tensors) -> tuple[Any, int]:
+        """In a tuple: it may be None, as a mask that hides nothing is."""
         with torch.inference_mode(False), torch.no_grad():  # what is packed from it needs a version counter
-            made: torch.Tensor = evaluate(self.part, tensors)
-        return made, made.numel() * made.itemsize
+            made: torch.Tensor | None = evaluate(self.part, tensors)
+        return (made,), 0 if made is None else made.numel() * made.itemsize
 
     def content(self, tensors: Tensors) -> Any:
         if tensors:
@@ -49,12 +50,12 @@ class Constant(PackedOperator):
         pack = self.fitting(tensors)
         if pack is None:
             return None
-        made = pack.content
+        (made,) = pack.content
         return lambda *_: made, (pack,)
 
     def __call__(self, *tensors: Any) -> torch.Tensor:
         content = self.content(tensors)
-        made: torch.Tensor = evaluate(self.part, tensors) if content is None else content
+        made: torch.Tensor = evaluate(self.part, tensors) if content is None else content[0]
         return made
 
 
