@@ -59,7 +59,7 @@ class RootCall:
         self.clear_at = accounts.NEVER
         self.asked: dict[Hashable, guards.Verdict | None] = {}
         self.plain_s: dict[Hashable, float] = {}
-        self.capturing = self.asks_outcomes = self.is_due = False
+        self.capturing = self.asks_outcomes = self.is_due = self.is_of_parts = False
         self.outcomes: Outcomes | None = None
         self.account = accounts.Account(type(module).__name__, "graph")
 
@@ -136,7 +136,7 @@ class RootCall:
         """There will be no graph of the whole. Calls that record gradients may have this to thank that they need not."""
         family, self.family = self.family, None
         if family is not None:
-            family.refused(module, self)
+            family.refused(module, self, self.is_of_parts)
         if not self.unrecorded.watched or self.unrecorded.is_given_up:
             self._leave(module)
 
@@ -289,7 +289,7 @@ class RootCall:
             self._note(False, f"captured with {lowered.operators} fused operators, {then}", time.perf_counter() - start)
         except CaptureRefused as error:
             self.asks_outcomes = isinstance(error, BranchOnValue)
-            self.family = None if error.is_of_parts else self.family
+            self.is_of_parts = error.is_of_parts
             self.schedule.refuse(str(error), once_more=error.is_passing, for_good=error.is_final)
             self._note(False, f"not captured: {error}", time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the old way goes on, the report says so

@@ -43,7 +43,8 @@ class _Family:
         self.options = options
         self.piece_of = piece_of
         self.calls: dict[RootCall, tuple[type[nn.Module], str]] = {}
-        self.hopeless: set[type[nn.Module]] = set()
+        self.hopeless: dict[type[nn.Module], bool] = {}
+        """Classes of which there are no graphs, and whether there are none of their parts either."""
 
     def notice(self, module: nn.Module, name: str) -> None:
         if not self.options.graph or module in _answering:
@@ -66,7 +67,8 @@ class _Family:
 
     def _let_answer(self, module: nn.Module, name: str) -> None:
         if type(module) in self.hopeless:
-            self._notice_parts(module, name)
+            if not self.hopeless[type(module)]:
+                self._notice_parts(module, name)
             return
         call = RootCall(module, name, self.options, self.piece_of(module), self)
         module.__dict__[SLOT] = call
@@ -77,17 +79,23 @@ class _Family:
 
     def lets(self, call: RootCall) -> bool:
         """Whether this one may be captured: not while it is open whether another of its class is any graph."""
-        alike = self._alike(self.calls[call][0])
-        return any(other.ways for other in alike) or not any(other.schedule.captures for other in alike if other is not call)
+        kind, _ = self.calls[call]
+        if call.ways or not _says_what_it_does(kind):
+            return True
+        others = [other for other in self._alike(kind) if other is not call]
+        return any(other.ways for other in others) or not any(other.schedule.captures for other in others)
 
-    def refused(self, module: nn.Module, call: RootCall) -> None:
-        """There will be no graph of this one."""
+    def refused(self, module: nn.Module, call: RootCall, is_of_parts: bool) -> None:
+        """There will be no graph of this one, nor with ``is_of_parts`` of its parts."""
         kind, name = self.calls[call]
-        if kind.forward is not nn.Sequential.forward:  # which says nothing of what is in it
-            self.hopeless.add(kind)
+        if _says_what_it_does(kind):
+            self.hopeless[kind] = is_of_parts
             for other in self._alike(kind):
                 if other.schedule.captures == 0:
                     other.schedule.stop()
+                    other.is_of_parts = is_of_parts
+        if is_of_parts:
+            return
         try:
             self._notice_parts(module, name)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same
@@ -105,6 +113,11 @@ class _Family:
                 self._notice_parts(part, path)
             else:
                 self.notice(part, path)
+
+
+def _says_what_it_does(kind: type[nn.Module]) -> bool:
+    """Whether what one module of this class is, others are likely to be; a row of modules may be anything."""
+    return kind.forward is not nn.Sequential.forward
 
 
 def root_call(root: nn.Module) -> RootCall | None:

@@ -196,3 +196,22 @@ def test_within_another_model(at_once):
     called(around, x, 6)
     assert tier.root_call(around).ways
     assert error(called(around, x), wanted) < LIMIT["float32"]
+
+
+def test_a_row_of_modules_says_nothing_of_other_rows(at_once):
+    """The first one has nothing that is faster here; the second is tried all the same."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.busy = nn.Sequential(nn.Flatten(1), nn.Unflatten(1, (5, 16))), nn.Sequential(Part(), Part())
+
+        def forward(self, x):
+            return self.busy(self.idle(x)) + torch.rand(16)
+
+    model, x = Rows().eval(), torch.randn(2, 5, 16)
+    wanted = called(model, x)
+    at_once("float32")
+    called(model, x, 12)
+    assert graphs(model) == {"busy"}
+    assert error(called(model, x), wanted) < LIMIT["float32"]
