@@ -12,9 +12,6 @@
 namespace slipstream {
 namespace {
 
-// As linear's: below so many multiplications a second thread costs more than it brings.
-constexpr int64_t kWorthAThread = 250'000;
-
 // Packed panels in work at a time stay in half of the second-level cache; at least 256 columns, so that A's rows are not copied for
 // fewer.
 constexpr int64_t kLeastPanels = 8;
@@ -217,7 +214,7 @@ Workplace take_workplace(const Product& p, const Grid& grid) {
 
 void run(const Product& p) {
   if (p.batch == 0 || p.m == 0 || p.n == 0) return;
-  const int64_t threads = threads_for(p.batch * p.m * p.n * p.k, kWorthAThread);
+  const int64_t threads = threads_for(p.batch * p.m * p.n * p.k, kProductsWorthAThread);
   const Grid grid = choose_grid(p.m, p.panels(), (threads + p.batch - 1) / p.batch);
   auto work = [&](int64_t begin, int64_t end) {
     Workplace place = take_workplace(p, grid);
@@ -225,7 +222,7 @@ void run(const Product& p) {
       compute(p, task / grid.size(), part_of(grid, task % grid.size(), p.m, p.panels()), place);
     }
   };
-  shared_for(p.batch * grid.size(), p.m * p.n * p.k / grid.size(), kWorthAThread, work);
+  shared_for(p.batch * grid.size(), p.m * p.n * p.k / grid.size(), kProductsWorthAThread, work);
 }
 
 // a [..., m, k], b [..., k, n], batch dimensions alike (expanded) -> y [..., m, n] = alpha * a . b + addend [..., m, n];

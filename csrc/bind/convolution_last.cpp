@@ -14,8 +14,6 @@
 namespace slipstream {
 namespace {
 
-// Multiplications that repay waking another thread: see bind/linear.cpp.
-constexpr int64_t kWorthAThread = 250'000;
 // Of rows of y; the first of a run bring in as many rows of x as the kernel is high.
 constexpr LeastRun kLeastRun{4, INT64_MAX / 8};
 
@@ -107,7 +105,7 @@ void run_images(const ConvolutionLastCall& call, int64_t batch, int64_t groups) 
   const auto scratch_of = in_parts ? kernels.convolution_last_split_scratch : kernels.convolution_last_scratch;
   const int64_t rows = batch * call.out_height, panels = panels_of(call);
   const int64_t work = rows * call.out_width * call.linear.n * groups * call.taps() * call.in_channels;
-  for_parts(rows, groups * panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& share) {
+  for_parts(rows, groups * panels, work, kProductsWorthAThread, kLeastRun, [&](const LinearPart& share) {
     for (int64_t panel = share.panel_begin; panel < share.panel_end;) {
       const int64_t group = panel / panels, first = group * panels;
       const int64_t last = share.panel_end < first + panels ? share.panel_end : first + panels;

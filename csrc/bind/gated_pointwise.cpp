@@ -16,9 +16,6 @@ namespace {
 // Of scaled pixels; weights and y take the rest of the second-level cache.
 int64_t block_bytes() { return second_level_cache() / 4; }
 
-// Multiplications that repay waking another thread.
-constexpr int64_t kWorthAThread = 250'000;
-
 struct Gated {
   LinearCall call;  // of all pixels; x dense
   Rows gate;        // a row an image
@@ -82,9 +79,9 @@ Tensor gated_pointwise(const Tensor& x, const Tensor& gate, const Tensor& packed
   if (y.numel() == 0) return y;
   STD_TORCH_CHECK(channels > 0, "x: no channels to multiply");
   const int64_t rows = x.size(0) * gated.pixels, block = gated.block_rows(), blocks = (rows + block - 1) / block;
-  const int64_t threads = threads_for(rows * call.n * call.k, kWorthAThread);
+  const int64_t threads = threads_for(rows * call.n * call.k, kProductsWorthAThread);
   const int64_t parts = blocks < 8 * threads ? (rows < 8 * threads ? rows : 8 * threads) : blocks;  // enough to share out
-  shared_for(parts, rows * call.n * call.k / parts, kWorthAThread, [&](int64_t begin, int64_t end) {
+  shared_for(parts, rows * call.n * call.k / parts, kProductsWorthAThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) gated.compute(rows * i / parts, rows * (i + 1) / parts);
   });
   return y;

@@ -18,9 +18,6 @@ namespace {
 // Of the second-level cache for what lies between; x, y and the weights take the rest.
 int64_t most_between() { return second_level_cache() / 2; }
 
-// Multiplications below which another thread costs more than it brings.
-constexpr int64_t kWorthAThread = 250'000;
-
 // Rows `row` and following of images of `width` pixels. The address may lie outside of any memory where only later rows do not.
 template <typename Data>
 Data at_row(Data data, ElementType type, int64_t row, int64_t width, int64_t channels) {
@@ -189,7 +186,7 @@ Tensor inverted_residual(const Tensor& x, std::optional<Tensor> expand, std::opt
   }
   if (y.numel() == 0) return y;
   const int64_t blocks = chain.blocks();
-  shared_for(chain.images * blocks, chain.work() / blocks, kWorthAThread, [&](int64_t begin, int64_t end) {
+  shared_for(chain.images * blocks, chain.work() / blocks, kProductsWorthAThread, [&](int64_t begin, int64_t end) {
     Walk walk(chain, blocks);
     for (int64_t index = begin; index < end; ++index) walk.step(index);
   });

@@ -15,10 +15,6 @@
 namespace slipstream {
 namespace {
 
-// Multiplications below which a second thread costs more than it brings (waking a team takes about 5 us; a core does about
-// 100 multiplications a nanosecond).
-constexpr int64_t kWorthAThread = 250'000;
-
 // A panel is its columns of W transposed, by words: a float, or two neighbouring bfloat16, which only need to be moved.
 void pack_panel(const Rows& weight, int64_t n, int64_t k, int64_t panel, ElementType type, void* packed_panel) {
   const int64_t size = panel_size(type, k), begin = panel * kPanelColumns;
@@ -190,7 +186,7 @@ class Multiply {
   Partition partition() const {
     const int64_t panels = round_up(call_.n, kPanelColumns) / kPanelColumns;
     const int64_t weight_bytes = call_.n * call_.k * call_.weight_parts * element_size(call_.weight_type);
-    return {call_.m, panels, call_.m * call_.n * call_.k, kWorthAThread, least_run(weight_bytes)};
+    return {call_.m, panels, call_.m * call_.n * call_.k, kProductsWorthAThread, least_run(weight_bytes)};
   }
 
   void operator()(const LinearPart& part) const { compute_(call_, part, thread_scratch().take(scratch_(call_, part))); }

@@ -10,9 +10,6 @@
 namespace slipstream {
 namespace {
 
-// Elements that repay waking another thread: about 5 us at a sixth of a nanosecond an element.
-constexpr int64_t kWorthAThread = 32768;
-
 Tensor empty_like(const Tensor& x, ElementType type) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < x.dim(); ++d) sizes.push_back(x.size(d));
@@ -22,7 +19,7 @@ Tensor empty_like(const Tensor& x, ElementType type) {
 void run(const NormOperands& o) {
   if (o.rows == 0 || o.call.columns == 0) return;
   const auto kernel = table().norm;
-  shared_for(o.rows, o.call.columns, kWorthAThread, [&](int64_t begin, int64_t end) {
+  shared_for(o.rows, o.call.columns, kNormWorthAThread, [&](int64_t begin, int64_t end) {
     kernel(o.call, begin, end, thread_scratch().take(norm_scratch(o.call.columns)));
   });
 }

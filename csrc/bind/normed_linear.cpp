@@ -9,9 +9,6 @@
 namespace slipstream {
 namespace {
 
-// Elements that repay waking another thread to normalize them, as in norm.cpp.
-constexpr int64_t kWorthAThread = 32768;
-
 // y [..., n] = residual + multiplier * post_op(norm(x [..., k]) . W^T + bias [n]); norm and linear as the operators of these names,
 // with nothing added before. What is multiplied is float32 or bfloat16 as asked, and so is y.
 Tensor normed_linear(const Tensor& x, std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps, bool centred,
@@ -34,7 +31,7 @@ Tensor normed_linear(const Tensor& x, std::optional<Tensor> norm_weight, std::op
   const auto make = [&](int64_t begin, int64_t end) {
     if (k > 0) normalize(o.call, begin, end, thread_scratch().take(norm_scratch(k)));
   };
-  run_linear(call, make, kWorthAThread);
+  run_linear(call, make, kNormWorthAThread);
   return y;
 }
 

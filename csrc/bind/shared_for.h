@@ -22,6 +22,9 @@ constexpr Run kWholeShare{0, 8};
 constexpr Run kRuns[] = {{0, 4}, {4, 6}, {6, 7}, {7, 8}};
 constexpr int kRunsOfAShare = 4;
 
+// Multiplications that repay waking another thread: a core does about 100 of them a nanosecond at best, waking takes about 5 us.
+constexpr int64_t kProductsWorthAThread = 250'000;
+
 inline int64_t threads_for(int64_t work, int64_t worth_a_thread) {
   const int64_t wanted = work / worth_a_thread + 1;
   if (wanted == 1) return 1;

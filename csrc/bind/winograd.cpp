@@ -15,8 +15,6 @@
 namespace slipstream {
 namespace {
 
-// Multiplications that repay waking another thread: see bind/linear.cpp.
-constexpr int64_t kWorthAThread = 250'000;
 // A run of panels would transform its tiles of x again.
 constexpr LeastRun kLeastRun{12, INT64_MAX / 8};
 
@@ -163,7 +161,7 @@ void run_tiles(const WinogradCall& call) {
   const KernelTable& kernels = table();
   const int64_t tiles = call.tiles(), panels = round_up(call.out_channels, kPanelColumns) / kPanelColumns;
   const int64_t work = tiles * call.points() * call.in_channels * call.out_channels;
-  for_parts(tiles, panels, work, kWorthAThread, kLeastRun, [&](const LinearPart& part) {
+  for_parts(tiles, panels, work, kProductsWorthAThread, kLeastRun, [&](const LinearPart& part) {
     kernels.winograd(call, part, thread_scratch().take(kernels.winograd_scratch(call, part)));
   });
 }
