@@ -32,9 +32,6 @@ from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
 from slipstream.optimize.unrecorded.unrecorded import SLOT, Unrecorded
 
-OTHERWISE = 3
-"""Calls for which values decide otherwise than in the capture, and as many more for each ten, before its graph is dropped."""
-
 MOST_SHAPES = 64
 """Of one model's inputs: for so many is asked what earlier processes found."""
 
@@ -118,6 +115,8 @@ class RootCall:
             result = self.unrecorded.answer(module, args, kwargs, plain, unrecorded)
         else:
             result = self._plain(module, args, kwargs)
+            if self.family is not None:
+                self.family.stood_aside(module, self)
         self._note_length(module, elapsed(start))
         return result
 
@@ -379,9 +378,8 @@ class RootCall:
         return result
 
     def _note_otherwise(self, way: Way) -> None:
-        """A graph that often finds out too late that it has no answer costs more than it saves."""
-        way.otherwise += 1
-        if way.otherwise > OTHERWISE + self.account.calls // 10:
+        """A graph found out too late that it has no answer."""
+        if way.is_often_otherwise(self.account.calls):
             way.program.broken = "tensors' values decide otherwise from call to call"
             self.schedule.stop()
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which modules get a graph: the outermost ones of a script's calls, met when one of their layers is.
 
-Where such a model is no graph, as one that draws random numbers, loops until a value says so, or cuts images into windows, the
-models that it is made of may be.
+Where such a model is no graph, as one that draws random numbers, loops until a value says so, or cuts images into windows, or
+has hooks, which a graph of it would pass over, the models that it is made of may be.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from slipstream.decision import log
 from slipstream.kernels import native
-from slipstream.optimize import names
+from slipstream.optimize import gates, names
 from slipstream.optimize.graph.root import RootCall
 from slipstream.optimize.options import Options, say_once
 
@@ -29,6 +30,12 @@ _answering: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 PieceOf = Callable[[nn.Module], Callable[..., Any] | None]
+
+MOST_WAITED = 64
+"""Calls after which a module is captured though another of its class, refused once, has not come to its second try."""
+
+MOST_ASIDE = 32
+"""Calls in inference of a module with hooks, or a forward of its own, after which its parts are tried in its place."""
 
 
 def notice(root: nn.Module, name: str, options: Options, piece_of: PieceOf) -> None:
@@ -45,6 +52,8 @@ class _Family:
         self.calls: dict[RootCall, tuple[type[nn.Module], str]] = {}
         self.hopeless: dict[type[nn.Module], bool] = {}
         """Classes of which there are no graphs, and whether there are none of their parts either."""
+        self.waited: Counter[RootCall] = Counter()
+        self.aside: Counter[RootCall] = Counter()
 
     def notice(self, module: nn.Module, name: str) -> None:
         if not self.options.graph or module in _answering:
@@ -78,12 +87,16 @@ class _Family:
         _answering.add(module)
 
     def lets(self, call: RootCall) -> bool:
-        """Whether this one may be captured: not while it is open whether another of its class is any graph."""
+        """Whether this one may be captured: not while it is open whether another of its class is any graph, which that one's
+        calls decide, if more of them come."""
         kind, _ = self.calls[call]
         if call.ways or not _says_what_it_does(kind):
             return True
         others = [other for other in self._alike(kind) if other is not call]
-        return any(other.ways for other in others) or not any(other.schedule.captures for other in others)
+        if any(other.ways for other in others) or not any(other.schedule.captures for other in others):
+            return True
+        self.waited[call] += 1
+        return self.waited[call] > MOST_WAITED
 
     def refused(self, module: nn.Module, call: RootCall, is_of_parts: bool) -> None:
         """There will be no graph of this one, nor with ``is_of_parts`` of its parts."""
@@ -94,8 +107,18 @@ class _Family:
                 if other.schedule.captures == 0:
                     other.schedule.stop()
                     other.is_of_parts = is_of_parts
-        if is_of_parts:
+        if not is_of_parts:
+            self._try_parts(module, name)
+
+    def stood_aside(self, module: nn.Module, call: RootCall) -> None:
+        """A call that a graph may not answer. What has hooks for so long will keep them; its graph may come all the same."""
+        if module.training or torch.is_grad_enabled() or gates.module_is_plain(module):
             return
+        self.aside[call] += 1
+        if self.aside[call] == MOST_ASIDE:
+            self._try_parts(module, self.calls[call][1])
+
+    def _try_parts(self, module: nn.Module, name: str) -> None:
         try:
             self._notice_parts(module, name)
         except Exception as error:  # noqa: BLE001 - a failure of ours: the layers have their pieces all the same

@@ -8,6 +8,9 @@ from collections.abc import Hashable
 from slipstream.optimize.graph.capturing.capture import Capture
 from slipstream.optimize.graph.program import Program, Race
 
+OTHERWISE = 3
+"""Calls for which values decide otherwise than in the capture, and as many more for each ten, before its graph is dropped."""
+
 
 class Way:
     """A captured graph: for which calls it holds, and whether it is the faster answer for sizes like theirs."""
@@ -20,3 +23,8 @@ class Way:
         self.races: dict[Hashable, Race] = {}
         self.won: dict[Hashable, bool] = {}
         self.otherwise = 0
+
+    def is_often_otherwise(self, calls: int) -> bool:
+        """Told of one more of ``calls`` for which values decided otherwise: such a graph costs more than it saves."""
+        self.otherwise += 1
+        return self.otherwise > OTHERWISE + calls // 10

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo import symbolic_convert
 
 from slipstream.decision import log
-from slipstream.optimize.graph import background, root, tier
+from slipstream.optimize.graph import background, tier, way
 from slipstream.optimize.graph.capturing.branches import OtherBranch, outcomes_here
 from slipstream.optimize.graph.capturing.capture import capture
 from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused
@@ -186,7 +186,7 @@ def test_a_graph_that_mostly_steps_aside_is_dropped(at_once, model, x):
     other = -x  # made without inference mode, as x was
     wanted = model(other).detach()
     with torch.inference_mode():
-        for _ in range(root.OTHERWISE + calls + 2):
+        for _ in range(way.OTHERWISE + calls + 2):
             torch.testing.assert_close(model(other), wanted)
             background.wait()
     assert not root_call.ways

@@ -215,3 +215,85 @@ def test_a_row_of_modules_says_nothing_of_other_rows(at_once):
     called(model, x, 12)
     assert graphs(model) == {"busy"}
     assert error(called(model, x), wanted) < LIMIT["float32"]
+
+
+def test_one_that_is_called_no_more_is_not_waited_for(at_once):
+    """It was refused once, and its second try never comes."""
+
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts, self.unlike = nn.ModuleList(Unlike() for _ in range(2)), True
+            self.parts[0].is_graph = False
+
+        def forward(self, x, which):
+            return self.parts[which](x) + torch.rand(16)
+
+    class Unlike(Part):
+        is_graph = True
+
+        def forward(self, x):
+            return super().forward(x) if self.is_graph else super().forward(x) + torch.rand(16)
+
+    model, x = Once().eval(), torch.randn(2, 5, 16)
+
+    def call(which, times):
+        for _ in range(times):
+            called(lambda given: model(given, which), x)
+
+    def tries(part):
+        found = tier.root_call(part)
+        return 0 if found is None else found.schedule.captures
+
+    call(0, 1)
+    at_once("float32")
+    for _ in range(24):
+        if not tries(model.parts[0]):
+            call(0, 1)
+    assert tries(model.parts[0]) == 1
+    call(1, tier.MOST_WAITED)
+    assert graphs(model) == set()
+    call(1, 12)
+    assert graphs(model) == {"parts.1"}
+
+
+class Around(nn.Module):
+    """A model that is a graph, of one that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.out = Part(), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.out(self.inside(x))
+
+
+@pytest.mark.parametrize("kind", ["a hook", "a forward of its own"])
+def test_where_a_model_has_hooks_its_parts_have_graphs(at_once, kind):
+    model, x, seen = Around().eval(), torch.randn(2, 5, 16), []
+    if kind == "a hook":
+        handle = model.register_forward_hook(lambda module, given, made: seen.append(made))
+    else:
+        forward = model.forward
+        model.forward = lambda x: seen.append(x) or forward(x)
+    wanted = called(model, x)
+    at_once("float32")
+    called(model, x, tier.MOST_ASIDE)
+    assert graphs(model) == set()
+    called(model, x, 12)
+    assert graphs(model) == {"inside"}
+    assert len(seen) == 1 + tier.MOST_ASIDE + 12
+    assert error(called(model, x), wanted) < LIMIT["float32"]
+    if kind == "a hook":
+        handle.remove()
+        called(model, x, 12)
+        assert graphs(model) >= {"", "inside"}
+        assert error(called(model, x), wanted) < LIMIT["float32"]
+
+
+def test_parts_of_a_model_that_trains_with_hooks_are_left_alone(at_once):
+    model, x = Around().train(), torch.randn(2, 5, 16)
+    model.register_forward_hook(lambda *_: None)
+    at_once("float32")
+    called(model, x, tier.MOST_ASIDE + 12)
+    assert graphs(model) == set()
