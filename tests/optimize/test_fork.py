@@ -32,7 +32,7 @@ def read_and_capture():
     layer.weight.data.add_(1)
     packs.drop_all()
     done = threading.Event()
-    background.start(done.set)
+    background.start(done.set, done.clear)
     background.wait()
     if not done.is_set():
         os._exit(1)

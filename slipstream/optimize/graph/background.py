@@ -27,7 +27,10 @@ LEAST_PRIORITY = 19
 """As `nice` counts."""
 
 _lock = threading.Lock()
-_running: list[threading.Thread] = []
+_running: dict[threading.Thread, Callable[[], None]] = {}
+"""Each with what a forked child, which does not have it, does instead."""
+
+_amended: list[Callable[[], None]] = []
 _ending: list[bool] = []
 
 
@@ -35,19 +38,33 @@ class Ended(BaseException):
     """Raised inside the thread when the process ends."""
 
 
-def start(work: Callable[[], None], *, gently: bool = False) -> None:
-    """Run ``work`` in a thread; works started meanwhile wait for their turn. ``gently``: on what the script leaves of cores."""
+def start(work: Callable[[], None], lost: Callable[[], None], *, gently: bool = False) -> None:
+    """Run ``work`` in a thread; works started meanwhile wait for their turn. ``gently``: on what the script leaves of cores.
+
+    ``lost`` is called in a child that is forked before the work is done, which it will not be there."""
     if not _ending:
         thread = threading.Thread(target=_run, args=(work, gently), name="slipstream-capture", daemon=True)
         with _lock:
-            _running.append(thread)
+            _running[thread] = lost
         thread.start()
 
 
 def wait() -> None:
     """Until nothing is running: for tests, and for whoever would rather wait now."""
     while _running:
-        _running[0].join()
+        for thread in list(_running):
+            thread.join()
+
+
+@contextlib.contextmanager
+def amended_in_child(amend: Callable[[], None]) -> Iterator[None]:
+    """A child that is forked meanwhile undoes by ``amend`` what this thread, which is not there to do so, has changed for the
+    whole process, or frees what it holds."""
+    _amended.append(amend)
+    try:
+        yield
+    finally:
+        _amended.remove(amend)
 
 
 _turn = threading.Lock()
@@ -64,7 +81,7 @@ def _run(work: Callable[[], None], gently: bool) -> None:
         pass
     finally:
         with _lock:
-            _running.remove(threading.current_thread())
+            del _running[threading.current_thread()]
 
 
 def _give_way() -> None:
@@ -80,11 +97,16 @@ def _fine_switching() -> Iterator[None]:
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(SWITCH_S, before))
     ours = sys.getswitchinterval()
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         if sys.getswitchinterval() == ours:  # else the script has set one of its own
             sys.setswitchinterval(before)
+
+    try:
+        with amended_in_child(restore):
+            yield
+    finally:
+        restore()
 
 
 @contextlib.contextmanager
@@ -95,11 +117,16 @@ def _seldom_collecting() -> Iterator[None]:
         yield
         return
     gc.set_threshold(*ours)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         if gc.get_threshold() == ours:  # as above
             gc.set_threshold(*before)
+
+    try:
+        with amended_in_child(restore):
+            yield
+    finally:
+        restore()
 
 
 def shares_a_core(threads: int) -> bool:
@@ -134,10 +161,14 @@ def _end() -> None:
 
 
 def _in_child() -> None:
-    """The thread is not there after a fork, but what it held is."""
+    """The threads are not there after a fork, but what they held is."""
     for lock in (_lock, _turn):
         lock._at_fork_reinit()  # type: ignore[attr-defined]
+    instead = [*reversed(_amended), *_running.values()]
+    _amended.clear()
     _running.clear()
+    for amend in instead:
+        amend()
 
 
 atexit.register(_end)

@@ -26,14 +26,11 @@ from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureR
 from slipstream.optimize.graph.capturing.shared import is_shared, refused_as_shared
 from slipstream.optimize.graph.lower import lower
 from slipstream.optimize.graph.program import Program, Race, Trial
-from slipstream.optimize.graph.schedule import Schedule, schedule_of
+from slipstream.optimize.graph.schedule import MOST_SHAPES, Schedule, schedule_of
 from slipstream.optimize.graph.way import Way
 from slipstream.optimize.known_graphs import Known, Repayment
 from slipstream.optimize.options import Options, clocks, elapsed, set_up
 from slipstream.optimize.unrecorded.unrecorded import SLOT, Unrecorded
-
-MOST_SHAPES = 64
-"""Of one model's inputs: for so many is asked what earlier processes found."""
 
 _frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
@@ -269,9 +266,14 @@ class RootCall:
         if self.options.decides_only:
             return self._capture(capturing, modes)
         self.capturing = True
-        background.start(lambda: self._capture(capturing, modes), gently=self._captures_gently())
+        background.start(lambda: self._capture(capturing, modes), self._lost, gently=self._captures_gently())
         if guards.speed.trusting:
             background.wait()  # what answers must not depend on the clock
+
+    def _lost(self) -> None:
+        """The capture will never be done: this is a forked child."""
+        self.capturing, self.outcomes = False, None
+        self.schedule.refuse("the process forked meanwhile", once_more=True, for_good=False)
 
     def _capture(self, capturing: Callable[[], Capture], modes: Any) -> None:
         """In a thread of ours. Whatever fails, the old way goes on."""

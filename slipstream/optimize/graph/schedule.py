@@ -65,6 +65,9 @@ MOST_CAPTURES = 3
 """Of one model: for other sizes, modes or branches."""
 
 
+MOST_SHAPES = 64
+"""Of one model's inputs: so many are told apart, and asked about what earlier processes found."""
+
 MOST_PUT_OFF = 8
 """Captures that came to nothing and do not count: that have to be shown what values decide, or that the script disturbed."""
 
@@ -95,7 +98,7 @@ class Schedule:
         """A call took this long; ``sizes`` are its tensors' shapes."""
         self.calls += 1
         self.seconds += seconds
-        if len(self.sizes) < 64:
+        if len(self.sizes) < MOST_SHAPES:
             self.sizes[sizes] += 1
 
     def note_length(self, seconds: float) -> None:

@@ -167,7 +167,7 @@ def test_a_capture_that_gains_little_gives_way_and_the_script_does_not():
         found[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     for gently in (True, False):
-        background.start(lambda name=gently: note(name), gently=gently)
+        background.start(lambda name=gently: note(name), found.clear, gently=gently)
         background.wait()
     note("script")
     assert found == {True: background.LEAST_PRIORITY, False: found["script"], "script": os.getpriority(os.PRIO_PROCESS, 0)}

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from slipstream.optimize.graph import background
+
 Place = tuple[types.CodeType, int]
 """A line of a function."""
 
@@ -98,15 +100,20 @@ class Branches:
             kinds += kind.__subclasses__()
         tables = [table for kind in kinds if (table := vars(kind).get("dispatch_table")) is not None]
         before = [list(table) for table in tables]
-        for table in tables:
-            for name, code in dis.opmap.items():
-                if name == "UNARY_NOT" or ("JUMP" in name and name.endswith(("IF_TRUE", "IF_FALSE"))):
-                    table[code] = self._deciding(table[code])
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             for table, theirs in zip(tables, before, strict=True):
                 table[:] = theirs
+
+        try:
+            with background.amended_in_child(restore):
+                for table in tables:
+                    for name, code in dis.opmap.items():
+                        if name == "UNARY_NOT" or ("JUMP" in name and name.endswith(("IF_TRUE", "IF_FALSE"))):
+                            table[code] = self._deciding(table[code])
+                yield
+        finally:
+            restore()
 
     def instead(self) -> list[tuple[Any, str, Any]]:
         """Whose attribute of which name is what during the capture: for ``bool`` and items."""

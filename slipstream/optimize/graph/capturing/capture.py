@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from slipstream.optimize.graph import background
 from slipstream.optimize.graph.capturing import shapes, undisturbed
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
@@ -63,6 +64,7 @@ def capture(
     try:
         with (
             convert_frame.compile_lock,
+            background.amended_in_child(convert_frame.compile_lock._at_fork_reinit),  # type: ignore[attr-defined]
             quietly([change for part in parts for change in part.instead()]),
             branches.taken(),
             torch._dynamo.config.patch(allow_rnn=recurrent, **known_settings(unheard.functions)),

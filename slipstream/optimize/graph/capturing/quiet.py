@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from slipstream.optimize.graph import background
+
 SETTINGS = {
     "skip_nnmodule_hook_guards": False, "specialize_float": True, "side_effect_replay_policy": "silent",
     "record_runtime_overhead": False, "use_graph_deduplication": False, "track_nodes_for_deduplication": False,
@@ -33,18 +35,23 @@ def quietly(besides: list[tuple[Any, str, Any]]) -> Iterator[None]:
     logger = logging.getLogger("torch._dynamo")
     level = logger.level
     found = [(owner, name, vars(owner)[name], ours) for owner, name, ours in [*instead(), *besides] if name in vars(owner)]
-    logger.setLevel(logging.ERROR)
     about_guards, not_here = logging.getLogger("torch._guards"), _NotOf(threading.get_ident())
-    about_guards.addFilter(not_here)
-    for owner, name, _, ours in found:
-        setattr(owner, name, ours)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         logger.setLevel(level)
         about_guards.removeFilter(not_here)
         for owner, name, theirs, _ in found:
             setattr(owner, name, theirs)
+
+    try:
+        with background.amended_in_child(restore):
+            logger.setLevel(logging.ERROR)
+            about_guards.addFilter(not_here)
+            for owner, name, _, ours in found:
+                setattr(owner, name, ours)
+            yield
+    finally:
+        restore()
 
 
 class _NotOf(logging.Filter):
