@@ -8,8 +8,8 @@ has hooks, which a graph of it would pass over, the models that it is made of ma
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,17 +43,25 @@ def notice(root: nn.Module, name: str, options: Options, piece_of: PieceOf) -> N
     _Family(options, piece_of).notice(root, name)
 
 
+@dataclass
+class _Member:
+    """A module of which a `RootCall` answers, and how often that ``waited`` for others, or ``aside`` for hooks."""
+
+    kind: type[nn.Module]
+    name: str
+    waited: int = 0
+    aside: int = 0
+
+
 class _Family:
     """A model and the parts that it is made of. What one part is refused for, others of its class are not tried for."""
 
     def __init__(self, options: Options, piece_of: PieceOf) -> None:
         self.options = options
         self.piece_of = piece_of
-        self.calls: dict[RootCall, tuple[type[nn.Module], str]] = {}
+        self.members: dict[RootCall, _Member] = {}
         self.hopeless: dict[type[nn.Module], bool] = {}
         """Classes of which there are no graphs, and whether there are none of their parts either."""
-        self.waited: Counter[RootCall] = Counter()
-        self.aside: Counter[RootCall] = Counter()
 
     def notice(self, module: nn.Module, name: str) -> None:
         if not self.options.graph or module in _answering:
@@ -79,9 +87,12 @@ class _Family:
             if not self.hopeless[type(module)]:
                 self._notice_parts(module, name)
             return
+        for old in list(self.members):  # other threads may be adding to it
+            if old.module() is None:
+                self.members.pop(old, None)
         call = RootCall(module, name, self.options, self.piece_of(module), self)
+        self.members[call] = _Member(type(module), name)
         module.__dict__[SLOT] = call
-        self.calls[call] = type(module), name
         if SLOT not in _passed_over:
             _passed_over.append(SLOT)
         _answering.add(module)
@@ -89,34 +100,35 @@ class _Family:
     def lets(self, call: RootCall) -> bool:
         """Whether this one may be captured: not while it is open whether another of its class is any graph, which that one's
         calls decide, if more of them come."""
-        kind, _ = self.calls[call]
-        if call.ways or not _says_what_it_does(kind):
+        member = self.members[call]
+        if call.ways or not _says_what_it_does(member.kind):
             return True
-        others = [other for other in self._alike(kind) if other is not call]
+        others = [other for other in self._alike(member.kind) if other is not call]
         if any(other.ways for other in others) or not any(other.schedule.captures for other in others):
             return True
-        self.waited[call] += 1
-        return self.waited[call] > MOST_WAITED
+        member.waited += 1
+        return member.waited > MOST_WAITED
 
     def refused(self, module: nn.Module, call: RootCall, is_of_parts: bool) -> None:
         """There will be no graph of this one, nor with ``is_of_parts`` of its parts."""
-        kind, name = self.calls[call]
-        if _says_what_it_does(kind):
-            self.hopeless[kind] = is_of_parts
-            for other in self._alike(kind):
+        member = self.members[call]
+        if _says_what_it_does(member.kind):
+            self.hopeless[member.kind] = is_of_parts
+            for other in self._alike(member.kind):
                 if other.schedule.captures == 0:
                     other.schedule.stop()
                     other.is_of_parts = is_of_parts
         if not is_of_parts:
-            self._try_parts(module, name)
+            self._try_parts(module, member.name)
 
     def stood_aside(self, module: nn.Module, call: RootCall) -> None:
         """A call that a graph may not answer. What has hooks for so long will keep them; its graph may come all the same."""
         if module.training or torch.is_grad_enabled() or gates.module_is_plain(module):
             return
-        self.aside[call] += 1
-        if self.aside[call] == MOST_ASIDE:
-            self._try_parts(module, self.calls[call][1])
+        member = self.members[call]
+        member.aside += 1
+        if member.aside == MOST_ASIDE:
+            self._try_parts(module, member.name)
 
     def _try_parts(self, module: nn.Module, name: str) -> None:
         try:
@@ -125,8 +137,7 @@ class _Family:
             log.note(f"{name}.graph: its parts", False, f"slipstream failed: {error!r}")
 
     def _alike(self, kind: type[nn.Module]) -> list[RootCall]:
-        known = list(self.calls.items())  # other threads may be adding to it
-        return [call for call, (other, _) in known if other is kind]
+        return [call for call, member in list(self.members.items()) if member.kind is kind]
 
     def _notice_parts(self, module: nn.Module, name: str) -> None:
         """The modules that it calls, those in lists and dictionaries among them."""
