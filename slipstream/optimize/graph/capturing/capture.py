@@ -16,12 +16,15 @@ from torch import fx, nn
 
 from slipstream.optimize.graph import background
 from slipstream.optimize.graph.capturing import shapes, undisturbed
+from slipstream.optimize.graph.capturing.alive import Alive
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
+from slipstream.optimize.graph.capturing.installed import Installed
 from slipstream.optimize.graph.capturing.patience import Patience
 from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
 from slipstream.optimize.graph.capturing.recipes import Recipes
 from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused, CaptureTakesLong
+from slipstream.optimize.graph.capturing.seen import Seen
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 
@@ -59,8 +62,8 @@ def capture(
     if function is None:
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
-    unheard, branches, patience = Unheard(), Branches(outcomes), Patience(module)
-    parts = (unheard, branches, undisturbed, patience, shapes, Recipes())
+    unheard, branches, patience, installed, alive = Unheard(), Branches(outcomes), Patience(module), Installed(), Alive()
+    parts = (unheard, branches, undisturbed, patience, shapes, Recipes(), Seen(), installed, alive)
     try:
         with (
             convert_frame.compile_lock,
@@ -84,22 +87,23 @@ def capture(
         if branches.met and outcomes is None:
             raise BranchOnValue("tensors' values decide what it does, and its next call is to show how") from None
         raise CaptureRefused(f"{type(error).__name__}: {_first_line(error)}") from None
-    backend = captured.backend_input
+    backend, output = captured.backend_input, captured.graph_capture_output
+    installed.forget(backend.backend_id)
 
     def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
-        output = captured.graph_capture_output
-        return output.get_runtime_env().forward_callable(backend.backend_id, run, extra_globals=dict(output.f_globals))
+        return installed.function(output, backend.backend_id, run)
 
     weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
     inputs = list(backend.example_inputs)
     own = frozenset(number for number, given in enumerate(inputs) if id(given) in weights)
-    return Capture(backend.graph_module, inputs, own, _holding(guards.guard_manager.check, unheard), wrap)
+    holds = installed.kept_by(_holding(guards.guard_manager.check, alive, unheard))
+    return Capture(backend.graph_module, inputs, own, holds, wrap)
 
 
-def _holding(guards: Callable[[Locals], bool], unheard: Unheard) -> Callable[[Locals], bool]:
+def _holding(guards: Callable[[Locals], bool], alive: Alive, unheard: Unheard) -> Callable[[Locals], bool]:
     if unheard.is_empty():
-        return guards
-    return lambda values: unheard.holds() and guards(values)
+        return lambda values: alive.all and guards(values)
+    return lambda values: alive.all and unheard.holds() and guards(values)
 
 
 def _first_line(error: Exception) -> str:
