@@ -20,12 +20,58 @@ _functorch_level = torch._C._functorch.peek_interpreter_stack
 _autocast = torch.is_autocast_enabled
 _autocast_dtype = torch.get_autocast_dtype
 _mkldnn = torch._C._get_mkldnn_enabled
+_call = torch.nn.Module._wrapped_call_impl
 _global_hooks = (
     module_file._global_forward_hooks,
     module_file._global_forward_pre_hooks,
     module_file._global_backward_hooks,
     module_file._global_backward_pre_hooks,
 )
+
+_functional = vars(torch.nn.functional)
+_same: dict[str, list[Any]] = {}
+"""By name, what may stand in `torch.nn.functional`: torch's own, and what of ours does as it does."""
+
+_meanings: dict[type, tuple[Any, str, list[Any]]] = {}
+"""What other implementations of a class's calls stand for: its ``forward``, and by name torch's function that this calls."""
+
+_BESIDE = frozenset({"pad", "dropout", "has_torch_function"})
+"""What the forwards of torch's modules call beside their operator."""
+
+
+def answers_stand_for(kind: type[torch.nn.Module]) -> None:
+    """What answers for modules of this class knows the forward that it has, if that is its library's."""
+    forward = kind.forward
+    codes = [function.__code__ for function in (forward, getattr(kind, "_conv_forward", None)) if function is not None]
+    called = (name for code in codes if "F" in code.co_names for name in code.co_names)
+    operator = next((name for name in called if callable(_functional.get(name)) and name[0] != "_" and name not in _BESIDE), "")
+    is_of_library = forward.__module__.partition(".")[0] == kind.__module__.partition(".")[0]
+    same = _same.setdefault(operator, [_functional.get(operator)])
+    _meanings.setdefault(kind, (forward if is_of_library else None, operator, same))
+
+
+def answers_stand_for_like(kind: type[torch.nn.Module], leaf: type[torch.nn.Module]) -> None:
+    """The same of a class that has the forward of another."""
+    _meanings.setdefault(kind, _meanings[leaf])
+
+
+def means_the_same(name: str, function: Any) -> None:
+    """As torch's own function of this name: one of ours that may stand in `torch.nn.functional`."""
+    _same[name].append(function)
+
+
+for _kind in vars(torch.nn).values():
+    if isinstance(_kind, type) and issubclass(_kind, torch.nn.Module):
+        answers_stand_for(_kind)
+
+
+def class_is_plain(kind: type[torch.nn.Module]) -> bool:
+    """Whether nobody has put another ``forward`` into this class, or another function where that finds torch's."""
+    meaning = _meanings.get(kind)
+    if meaning is None:
+        return True
+    forward, operator, same = meaning
+    return kind.forward is forward and _functional.get(operator) in same
 
 
 def call_is_plain() -> bool:
@@ -71,8 +117,13 @@ def _check_trace(*args: Any, **kwargs: Any) -> Any:
 
 
 def module_is_plain(module: torch.nn.Module) -> bool:
-    """No hook and no ``forward`` of its own on this one object, and no global hooks."""
-    return not (has_hooks(module) or "forward" in module.__dict__)
+    """No hook and no ``forward`` of its own on this one object, none put into its class, and no global hooks."""
+    return not (has_hooks(module) or "forward" in module.__dict__) and class_is_plain(type(module))
+
+
+def may_be_passed_over(module: torch.nn.Module) -> bool:
+    """Whether nobody would notice that it was not called, its work being done elsewhere."""
+    return module_is_plain(module) and torch.nn.Module.__call__ is _call
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

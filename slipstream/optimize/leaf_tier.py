@@ -139,6 +139,7 @@ def know_transformers() -> None:
     layer = getattr(file, "Conv1D", None)
     if layer is not None and layer not in PIECES:
         PIECES[layer] = TransposedLinearPiece
+        gates.answers_stand_for(layer)
         if any(isinstance(leaf.__dict__.get(SLOT), _Slot) for leaf in PIECES):
             setattr(layer, SLOT, _Slot())
 
@@ -190,7 +191,10 @@ def _leaf_class(module: nn.Module) -> tuple[type[nn.Module] | None, bool]:
     leaf = next((leaf for leaf in kind.__mro__ if leaf in PIECES), None)
     if leaf is None or not _has(kind, CALL_PATH, leaf):
         return None, False
-    return leaf, _has(kind, FORWARD, leaf)
+    is_stock = gates.class_is_plain(leaf) and _has(kind, FORWARD, leaf)
+    if is_stock:
+        gates.answers_stand_for_like(kind, leaf)
+    return leaf, is_stock
 
 
 def _has(kind: type[nn.Module], attributes: tuple[str, ...], leaf: type[nn.Module]) -> bool:

@@ -151,3 +151,5 @@ def _asking(name: str) -> Callable[..., torch.Tensor]:
 
 
 _ASKING = {name: _asking(name) for name in _originals}
+for _name, _function in _ASKING.items():
+    gates.means_the_same(_name, _function)

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks see every call in the same order with the same forms; bad input gets the error that torch gives."""
 
+import functools
+
 import pytest
 import torch
-from zoo import LIMIT, MODELS, call, check_same, made, plain_answer
+from torch import nn
+from torch.nn import functional
+from zoo import A_FEW, LIMIT, MODELS, call, check_same, fresh, made, plain_answer
+
+from slipstream.optimize import attention, leaf_tier
 
 
 def hooked(model, inputs, which):
@@ -49,6 +55,75 @@ def test_hooks_see_the_same_calls(engine, name):
         answer, seen = hooked(model, inputs, which)
         assert seen == wanted[choice][1]
         check_same(answer, wanted[choice][0], LIMIT["float32"])
+
+
+def classes_in(model):
+    """Those of its modules that have a forward, the outermost first."""
+    return [kind for kind in dict.fromkeys(map(type, model.modules())) if kind.forward is not nn.Module.forward]
+
+
+def put_into(patch, calls, *, kind, name):
+    """Another function of this name into a class or a file, which notes its calls and answers twice as much."""
+    function = getattr(kind, name)
+
+    def twice(*args, **kwargs):
+        calls.append(type(args[0]))
+        y = function(*args, **kwargs)
+        return y * 2 if torch.is_tensor(y) and y.is_floating_point() else y
+
+    patch.setattr(kind, name, twice)
+
+
+def obeyed(engine, monkeypatch, name, replace, *, beforehand):
+    """Whether what ``replace`` puts somewhere, given a list for its calls, is called as it is without the engine."""
+    model, inputs = fresh(name)
+    wanted, calls = [], []
+    with monkeypatch.context() as patch:
+        replace(patch, wanted)
+        plain = call(model, inputs)
+    engine("float32")
+    with monkeypatch.context() as patch:
+        if not beforehand:
+            for _ in range(3):
+                call(model, inputs)
+        replace(patch, calls)
+        for _ in range(3):
+            calls.clear()
+            answer = call(model, inputs)
+            assert calls == wanted
+            check_same(answer, plain, LIMIT["float32"])
+    leaf_tier.uninstall()
+    attention.uninstall()
+
+
+WHEN = [*((name, False) for name in MODELS), *((name, True) for name in A_FEW)]
+"""Models, and whether something is replaced before their first call or between two."""
+
+
+@pytest.mark.parametrize(("name", "beforehand"), WHEN)
+@torch.no_grad()
+def test_another_forward_in_a_class_is_called(engine, monkeypatch, name, beforehand):
+    """As scripts that experiment with a layer replace it."""
+    for kind in classes_in(made(name)[0]):
+        obeyed(engine, monkeypatch, name, functools.partial(put_into, kind=kind, name="forward"), beforehand=beforehand)
+
+
+FUNCTIONS = ["linear", "conv1d", "conv2d", "batch_norm", "layer_norm", "group_norm", "relu", "gelu", "silu"]
+
+
+@pytest.mark.parametrize(("name", "beforehand"), WHEN)
+@torch.no_grad()
+def test_another_function_is_called(engine, monkeypatch, name, beforehand):
+    """As tools that simulate quantization, or count, put their own into `torch.nn.functional`."""
+    model, inputs = made(name)
+    for function in FUNCTIONS:
+        found = []
+        with monkeypatch.context() as patch:
+            put_into(patch, found, kind=functional, name=function)
+            call(model, inputs)
+        if found:
+            replace = functools.partial(put_into, kind=functional, name=function)
+            obeyed(engine, monkeypatch, name, replace, beforehand=beforehand)
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet", "unet", "residual", "lstm tagger", "mlp"])

@@ -136,7 +136,7 @@ class _Chain:
             return ()
         followers = tuple(parent._modules.get(name) for name in self.names)
         for follower, reference in zip(followers, self.followers, strict=True):
-            if follower is None or follower is not reference() or not gates.module_is_plain(follower):
+            if follower is None or follower is not reference() or not gates.may_be_passed_over(follower):
                 return ()
             if type(follower.__dict__.get(SLOT)) is not FollowerPiece:
                 return ()  # somebody else's by now: Module.compile() puts its result there

@@ -81,7 +81,7 @@ def make_pure(graph: fx.Graph) -> None:
         if name_of(node) in _DROPOUTS:
             _pass_on(graph, node)
             continue
-        if name_of(node) in RANDOM:
+        if name_of(node) in RANDOM or _module_of_numpy(node) == "torch._numpy.random":  # dynamo's stand-ins draw from torch
             raise CaptureRefused(f"{name_of(node)} draws random numbers")
         if name_of(node) == "batch_norm" and _is_training(arguments(node) or {}):
             raise CaptureRefused("batch_norm changes its statistics")
@@ -100,6 +100,11 @@ def make_pure(graph: fx.Graph) -> None:
             if name_of(node) in _BEYOND:
                 raise CaptureRefused(f"{name_of(node)} changes a tensor in place")
             _make_node_pure(graph, node, None)
+
+
+def _module_of_numpy(node: fx.Node) -> str | None:
+    """The module of dynamo's stand-in for a function of numpy."""
+    return getattr(getattr(node.target, "f", None), "__module__", None)
 
 
 def _pass_on(graph: fx.Graph, node: fx.Node) -> None:

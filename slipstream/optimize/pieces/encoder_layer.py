@@ -57,13 +57,13 @@ class EncoderLayerPiece(PrecisionPiece):
         parts = module.__dict__["_modules"]
         if any(type(parts.get(name)) is not kind for name, kind in PARTS.items()) or _post_op(module) is None:
             return None
-        if not all(part is None or gates.module_is_plain(part) for part in parts.values()):
+        if not all(part is None or gates.may_be_passed_over(part) for part in parts.values()):
             return None
         attention = parts["self_attn"]
         if not attention.batch_first or attention.num_heads % 2 or parts["norm1"].eps != parts["norm2"].eps:
             return None
         inner = multihead.projections(attention)
-        if inner is None or not gates.module_is_plain(attention.out_proj):
+        if inner is None or not gates.may_be_passed_over(attention.out_proj):
             return None
         weights, biases = [*inner[:2]], [*inner[2:]]
         for name in ("linear1", "linear2", "norm1", "norm2"):

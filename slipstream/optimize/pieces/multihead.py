@@ -208,7 +208,9 @@ def by_heads(y: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def projections(attention: Any) -> Tensors | None:
-    """Both weights, both biases; None where the module is of another make."""
+    """Both weights, both biases; None where the module is of another make, or the products are the script's own function."""
+    if not gates.class_is_plain(nn.Linear):
+        return None
     parameters = attention.__dict__["_parameters"]
     outer = attention.out_proj.__dict__["_parameters"]
     weight = parameters.get("in_proj_weight")

@@ -45,7 +45,7 @@ class Row:
             self.piece is not None
             and id(self.piece.module()) == id(first)
             and gates.tensor_is_plain(x)
-            and all(not member.training and gates.module_is_plain(member) for member in members)
+            and all(not member.training and gates.may_be_passed_over(member) for member in members)
         ):
             y = self.piece.answer(first, x)
             if y is not None:

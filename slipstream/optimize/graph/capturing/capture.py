@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from slipstream.optimize.graph import background
-from slipstream.optimize.graph.capturing import shapes, undisturbed
+from slipstream.optimize.graph.capturing import deviations, shapes, undisturbed
 from slipstream.optimize.graph.capturing.alive import Alive
 from slipstream.optimize.graph.capturing.arguments import Locals, function_of
 from slipstream.optimize.graph.capturing.branches import Branches, Outcomes
@@ -25,6 +25,7 @@ from slipstream.optimize.graph.capturing.quiet import known_settings, quietly
 from slipstream.optimize.graph.capturing.recipes import Recipes
 from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused, CaptureTakesLong
 from slipstream.optimize.graph.capturing.seen import Seen
+from slipstream.optimize.graph.capturing.standing import Standing
 from slipstream.optimize.graph.capturing.unheard import Unheard
 
 
@@ -63,7 +64,8 @@ def capture(
         raise CaptureRefused("forward is not a method of its class")
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     unheard, branches, patience, installed, alive = Unheard(), Branches(outcomes), Patience(module), Installed(), Alive()
-    parts = (unheard, branches, undisturbed, patience, shapes, Recipes(), Seen(), installed, alive)
+    seen, standing = Seen(), Standing(function)
+    parts = (unheard, branches, deviations, undisturbed, patience, shapes, Recipes(), seen, standing, installed, alive)
     try:
         with (
             convert_frame.compile_lock,
@@ -79,6 +81,7 @@ def capture(
             if captured.backend_input is None:
                 raise CaptureRefused("there is no tensor operation in it")
             guards = captured.graph_capture_output.build_guards(function.__code__)
+            standing.keep(seen.classes | {type(module)}, captured.backend_input.graph_module.graph)
     except CaptureRefused:
         raise
     except Exception as error:  # noqa: BLE001 - dynamo raises whatever it met
@@ -96,14 +99,14 @@ def capture(
     weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
     inputs = list(backend.example_inputs)
     own = frozenset(number for number, given in enumerate(inputs) if id(given) in weights)
-    holds = installed.kept_by(_holding(guards.guard_manager.check, alive, unheard))
+    holds = installed.kept_by(_holding(guards.guard_manager.check, alive, standing, unheard))
     return Capture(backend.graph_module, inputs, own, holds, wrap)
 
 
-def _holding(guards: Callable[[Locals], bool], alive: Alive, unheard: Unheard) -> Callable[[Locals], bool]:
+def _holding(guards: Callable[[Locals], bool], alive: Alive, standing: Standing, unheard: Unheard) -> Callable[[Locals], bool]:
     if unheard.is_empty():
-        return lambda values: alive.all and guards(values)
-    return lambda values: alive.all and unheard.holds() and guards(values)
+        return lambda values: alive.all and guards(values) and standing.hold()
+    return lambda values: alive.all and unheard.holds() and guards(values) and standing.hold()
 
 
 def _first_line(error: Exception) -> str:

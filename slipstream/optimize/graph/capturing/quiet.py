@@ -17,8 +17,10 @@ from slipstream.optimize.graph import background
 SETTINGS = {
     "skip_nnmodule_hook_guards": False, "specialize_float": True, "side_effect_replay_policy": "silent",
     "record_runtime_overhead": False, "use_graph_deduplication": False, "track_nodes_for_deduplication": False,
+    "rewrite_assert_with_torch_assert": False,
 }  # fmt: skip
-"""Dynamo's settings in a capture, as far as this version has them. Side effects are replayed; no text is written about each."""
+"""Dynamo's settings in a capture, as far as this version has them. Side effects are replayed; no text is written about each.
+What an ``assert`` on a value decides is a branch: torch's own would raise another kind of error."""
 
 IGNORED = "ignore_logging_functions"
 

@@ -30,9 +30,10 @@ _CHANGING = object()
 
 
 class Seen:
-    """By one capture."""
+    """By one capture. ``classes``: those that it saw, and of the objects that it saw."""
 
     def __init__(self) -> None:
+        self.classes: set[type] = set()
         self._looks: dict[Any, Any] = {}
         self._reading: Any = None
 
@@ -60,6 +61,8 @@ class Seen:
         if reading is not self._reading:  # dynamo begins anew, with another graph
             self._reading = reading
             self._looks.clear()
+            self.classes.clear()
+        self.classes.add(value if isinstance(value, type) else type(value))
         now = look(value)
         if self._looks.setdefault(source, now) != now:
             self._looks[source] = _CHANGING
