@@ -7,6 +7,7 @@ Asked on every call of an optimized leaf: it is one expression of C calls and di
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any
 
 import torch
@@ -41,13 +42,21 @@ _BESIDE = frozenset({"pad", "dropout", "has_torch_function"})
 
 def answers_stand_for(kind: type[torch.nn.Module]) -> None:
     """What answers for modules of this class knows the forward that it has, if that is its library's."""
-    forward = kind.forward
-    codes = [function.__code__ for function in (forward, getattr(kind, "_conv_forward", None)) if function is not None]
+    library = kind.__module__.partition(".")[0]
+    functions = [getattr(kind, name, None) for name in ("forward", "_conv_forward")]
+    codes = [function.__code__ for function in functions if isinstance(function, types.FunctionType)]
     called = (name for code in codes if "F" in code.co_names for name in code.co_names)
     operator = next((name for name in called if callable(_functional.get(name)) and name[0] != "_" and name not in _BESIDE), "")
-    is_of_library = forward.__module__.partition(".")[0] == kind.__module__.partition(".")[0]
-    same = _same.setdefault(operator, [_functional.get(operator)])
-    _meanings.setdefault(kind, (forward if is_of_library else None, operator, same))
+    found = _functional.get(operator)
+    same = _same.setdefault(operator, [found] if found is None or _is_written_by("torch", found) else [])
+    _meanings.setdefault(kind, (kind.forward if _is_written_by(library, kind.forward) else None, operator, same))
+
+
+def _is_written_by(library: str, function: Any) -> bool:
+    """Whether a library's file has it, whatever name a wrapper gave itself; built-in functions are torch's."""
+    if isinstance(function, types.FunctionType):
+        return str(function.__globals__.get("__name__")).partition(".")[0] == library
+    return isinstance(function, types.BuiltinFunctionType)
 
 
 def answers_stand_for_like(kind: type[torch.nn.Module], leaf: type[torch.nn.Module]) -> None:
@@ -72,6 +81,11 @@ def class_is_plain(kind: type[torch.nn.Module]) -> bool:
         return True
     forward, operator, same = meaning
     return kind.forward is forward and _functional.get(operator) in same
+
+
+def function_is_plain(name: str) -> bool:
+    """The same of one function of `torch.nn.functional`, of those that the forwards of torch's modules call."""
+    return _functional.get(name) in _same[name]
 
 
 def call_is_plain() -> bool:
@@ -123,7 +137,12 @@ def module_is_plain(module: torch.nn.Module) -> bool:
 
 def may_be_passed_over(module: torch.nn.Module) -> bool:
     """Whether nobody would notice that it was not called, its work being done elsewhere."""
-    return module_is_plain(module) and torch.nn.Module.__call__ is _call
+    return module_is_plain(module) and nobody_else_calls()
+
+
+def nobody_else_calls() -> bool:
+    """Whether modules are called by PyTorch's own function, and not by one that counts or traces."""
+    return torch.nn.Module.__call__ is _call
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

@@ -111,7 +111,7 @@ class OwnForward:
 
 def adopt(module: nn.Module, leaf: type[nn.Module], name: str, options: Options) -> OwnForward | None:
     """What is to stand in the call slot of a module whose class gives the leaf class ``leaf`` another forward, if anything."""
-    if leaf not in FUNCTIONS:
+    if leaf not in FUNCTIONS or not gates.function_is_plain(FUNCTIONS[leaf]):
         return None
     piece: Any = _Linear if leaf is nn.Linear else _Convolution
     if options.low_memory:

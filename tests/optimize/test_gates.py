@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whoever looks at a model's operators, or changes what they mean, finds the original ones."""
 
+import functools
 import io
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slipstream.decision import log
+from slipstream.optimize import gates, own_forward
 
 
 class Net(nn.Module):
@@ -240,3 +242,49 @@ def test_only_and_skip_patterns(engine, monkeypatch):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
     model(torch.randn(2, 8))
     assert list(decisions(taken=True))[1:] == ["Sequential#2.1: packed linear"]
+
+
+def twice(self, x):
+    return 2 * nn.functional.linear(x, self.weight, self.bias)
+
+
+REPLACED = {
+    "plainly": twice,
+    "under the original's name": functools.wraps(nn.Linear.forward)(twice),
+    "by no function": functools.partial(twice),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_forward_that_was_replaced_before_we_came_is_not_taken_for_the_librarys(monkeypatch, how):
+    monkeypatch.setattr(gates, "_meanings", {})
+    gates.answers_stand_for(nn.Linear)
+    assert gates.class_is_plain(nn.Linear)
+    gates._meanings.clear()
+    monkeypatch.setattr(nn.Linear, "forward", REPLACED[how])
+    gates.answers_stand_for(nn.Linear)
+    assert not gates.class_is_plain(nn.Linear)
+
+
+def test_a_function_that_was_replaced_before_we_came_is_not_taken_for_torchs(monkeypatch):
+    monkeypatch.setattr(gates, "_meanings", {})
+    monkeypatch.setattr(gates, "_same", {})
+    monkeypatch.setattr(nn.functional, "linear", functools.wraps(nn.functional.linear)(lambda *args: torch.zeros(1)))
+    gates.answers_stand_for(nn.Linear)
+    assert not gates.class_is_plain(nn.Linear) and not gates.function_is_plain("linear")
+
+
+@torch.no_grad()
+def test_a_layer_with_a_forward_of_its_own_finds_the_scripts_function(engine, monkeypatch):
+    class Own(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight, self.bias) + 1
+
+    real = nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: real(*args) * 2)
+    monkeypatch.setitem(own_forward._originals, "linear", nn.functional.linear)  # as it is where it was there before us
+    engine("bfloat16")
+    layer, x = Own(32, 32).eval(), torch.randn(4, 32)
+    for _ in range(4):
+        assert torch.equal(layer(x), real(x, layer.weight, layer.bias) * 2 + 1)
+    assert not decisions(taken=True)

@@ -77,8 +77,8 @@ def a_dictionary_of_the_file(call):
         KEPT["last"] = y = self.layers(x)
         return y + 1
 
-    same = [torch.equal(KEPT["last"] + 1, y) for y in repeated(call, given(forward))]
-    return same
+    model = given(forward)
+    return [torch.equal(call(model, batch(number)), KEPT["last"] + 1) for number in range(CALLS)]
 
 
 @meaning

@@ -86,8 +86,7 @@ def a_buffers_rows_that_the_script_changes(call):
 
 @meaning
 def answers_that_are_kept(call):
-    kept = repeated(call, given(lambda self, x: self.layers(x)))
-    return kept
+    return repeated(call, given(lambda self, x: self.layers(x)))
 
 
 Pair = collections.namedtuple("Pair", "first second")

@@ -14,6 +14,7 @@ from slipstream.optimize.graph.capturing.arguments import Arguments, function_of
 from slipstream.optimize.graph.capturing.branches import OtherBranch, outcomes_here
 from slipstream.optimize.graph.capturing.refusals import BranchOnValue, CaptureRefused
 from slipstream.optimize.graph.mutation import make_pure
+from tests.optimize.graph.meanings import given
 
 X = torch.randn(2, 16)
 
@@ -29,17 +30,6 @@ def answer(found, model, x=X):
         return found.wrap(found.graph)(model, x)
 
 
-class Forward(nn.Module):
-    """A module whose forward is the function given, as one of its class is."""
-
-    def __new__(cls, function):
-        return nn.Module.__new__(type("Given", (Forward,), {"forward": function}))
-
-    def __init__(self, _):
-        super().__init__()
-        self.layer = nn.Linear(16, 16)
-
-
 def is_compiling():
     return torch.compiler.is_compiling()
 
@@ -47,9 +37,9 @@ def is_compiling():
 @pytest.mark.parametrize("asked", [torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling, is_compiling])
 def test_a_script_is_not_being_compiled(asked):
     def forward(self, x):
-        return self.layer(x) * 100 if asked() else self.layer(x)
+        return self.layers(x) * 100 if asked() else self.layers(x)
 
-    model = Forward(forward)
+    model = given(forward)
     assert torch.equal(answer(captured(model), model), model(X))
 
 
@@ -57,9 +47,9 @@ def test_files_of_packages_that_write_masks_for_dynamo_are_told_so(monkeypatch):
     from transformers.utils import is_torchdynamo_compiling
 
     def forward(self, x):
-        return self.layer(x) * 100 if is_torchdynamo_compiling() else self.layer(x)
+        return self.layers(x) * 100 if is_torchdynamo_compiling() else self.layers(x)
 
-    model = Forward(forward)
+    model = given(forward)
     assert torch.equal(answer(captured(model), model), model(X)), "it is who asks that counts, and not who answers"
     monkeypatch.setitem(forward.__globals__, "__name__", "transformers.masking_utils")
     assert torch.equal(answer(captured(model), model), model(X) * 100)
@@ -68,9 +58,9 @@ def test_files_of_packages_that_write_masks_for_dynamo_are_told_so(monkeypatch):
 def test_a_deque_keeps_as_many_as_it_may():
     def forward(self, x):
         recent = self.recent
-        return self.layer(x) + sum(recent), len(recent), recent.maxlen
+        return self.layers(x) + sum(recent), len(recent), recent.maxlen
 
-    model = Forward(forward)
+    model = given(forward)
     model.recent = collections.deque((torch.full((16,), float(n)) for n in range(3)), maxlen=3)
     got, length, longest = answer(captured(model), model)
     assert (length, longest) == (3, 3)
@@ -78,9 +68,9 @@ def test_a_deque_keeps_as_many_as_it_may():
 
     def growing(self, x):
         self.recent.append(x)
-        return self.layer(x) + sum(self.recent)
+        return self.layers(x) + sum(self.recent)
 
-    model = Forward(growing)
+    model = given(growing)
     model.recent = collections.deque((torch.zeros(2, 16) for _ in range(3)), maxlen=3)
     with pytest.raises(CaptureRefused):
         captured(model)
@@ -89,11 +79,11 @@ def test_a_deque_keeps_as_many_as_it_may():
 ASSERTING = """
 def with_message(self, x):
     assert x.abs().max() < 50, "too large"
-    return self.layer(x)
+    return self.layers(x)
 
 def without(self, x):
     assert (x < 50).all()
-    return self.layer(x)
+    return self.layers(x)
 """
 """As text: pytest makes something else of the assertions in its files."""
 
@@ -102,7 +92,7 @@ def without(self, x):
 def test_an_assertion_that_fails_is_an_assertion_error(name):
     functions = {}
     exec(ASSERTING, functions)
-    model = Forward(functions[name])
+    model = given(functions[name])
     with pytest.raises(BranchOnValue):
         captured(model)
     with outcomes_here() as outcomes:
@@ -115,16 +105,16 @@ def test_an_assertion_that_fails_is_an_assertion_error(name):
 
 def test_numbers_of_numpy_are_not_handed_on_as_arrays():
     def forward(self, x):
-        return self.layer(x), np.float64(2) * np.sqrt(x.shape[0])
+        return self.layers(x), np.float64(2) * np.sqrt(x.shape[0])
 
-    assert type(Forward(forward)(X)[1]) is np.float64
+    assert type(given(forward)(X)[1]) is np.float64
     with pytest.raises(CaptureRefused, match="a number of numpy's"):
-        captured(Forward(forward))
+        captured(given(forward))
 
     def array(self, x):
-        return self.layer(x), np.arange(3) * 2
+        return self.layers(x), np.arange(3) * 2
 
-    model = Forward(array)
+    model = given(array)
     got = answer(captured(model), model)[1]
     assert type(got) is np.ndarray and got.tolist() == [0, 2, 4]
 
@@ -132,9 +122,9 @@ def test_numbers_of_numpy_are_not_handed_on_as_arrays():
 @pytest.mark.parametrize("draw", [lambda: np.random.rand(16), lambda: np.random.normal(size=16), lambda: np.random.randn(16)])
 def test_numpys_random_numbers_are_drawn_by_numpy(draw):
     def forward(self, x):
-        return self.layer(x) + torch.from_numpy(draw()).float()
+        return self.layers(x) + torch.from_numpy(draw()).float()
 
-    model, before = Forward(forward), torch.get_rng_state()
+    model, before = given(forward), torch.get_rng_state()
     try:
         found = captured(model)
     except CaptureRefused:
@@ -236,10 +226,10 @@ def test_a_function_of_torch_that_is_replaced_is_the_scripts(monkeypatch, name):
 @pytest.mark.parametrize(("owner", "name"), [(torch, "relu"), (torch, "mul"), (torch.Tensor, "relu"), (torch.Tensor, "mul")])
 def test_a_graph_ends_with_the_functions_that_it_calls(monkeypatch, owner, name):
     def forward(self, x):
-        x = torch.relu(self.layer(x)) if owner is torch else self.layer(x).relu()
+        x = torch.relu(self.layers(x)) if owner is torch else self.layers(x).relu()
         return torch.mul(x, 2) if owner is torch else x.mul(2)
 
-    model, real = Forward(forward), getattr(owner, name)
+    model, real = given(forward), getattr(owner, name)
     found = captured(model)
     assert torch.equal(answer(found, model), model(X))
     with torch.inference_mode():

@@ -32,7 +32,7 @@ def instead() -> list[tuple[Any, str, Any]]:
     from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 
     call, track, hand_on = TorchInGraphFunctionVariable.call_function, SideEffects.track_mutable, PyCodegen.add_graph_output
-    asked = [function for name in _ASKED if (function := _named(name)) is not None]
+    asked = [function for name in _ASKED if (function := named(name)) is not None]
 
     def call_function(called: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         if any(called.value is function for function in asked) and not _is_told(tx):
@@ -56,7 +56,8 @@ def instead() -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _named(name: str) -> Any:
+def named(name: str) -> Any:
+    """What stands in torch under this name now, dots and all; None where nothing does."""
     found: Any = torch
     for part in name.split("."):
         found = getattr(found, part, None)

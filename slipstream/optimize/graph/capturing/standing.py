@@ -7,7 +7,6 @@ the classes of all objects that were, each that the graph calls in torch, and ha
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,8 @@ from torch import fx, nn
 from torch.fx.graph import _is_from_torch
 from torch.fx.node import _get_qualified_name
 
+from slipstream.optimize import gates
+from slipstream.optimize.graph.capturing.deviations import named
 from slipstream.optimize.graph.capturing.refusals import CaptureRefused
 
 _BEHIND: dict[type, str] = {staticmethod: "__func__", classmethod: "__func__", property: "fget"}
@@ -30,7 +31,7 @@ class Standing:
     """What one capture found. Raises CaptureRefused where somebody's own function calls all modules."""
 
     def __init__(self, forward: types.FunctionType) -> None:
-        if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
+        if not gates.nobody_else_calls():
             raise CaptureRefused("nn.Module.__call__ is not PyTorch's own")
         self._read = {forward}
         self._owners: list[Any] = []
@@ -96,13 +97,10 @@ def _of_torch(graph: fx.Graph) -> Iterator[tuple[tuple[Any, str], Any]]:
             yield (torch.Tensor, str(node.target)), getattr(torch.Tensor, str(node.target))
         if node.op != "call_function" or not _is_from_torch(node.target):
             continue
-        package, *path = _get_qualified_name(node.target).split(".")
-        if package == "torch" and functools.reduce(_attribute, path, torch) is not node.target:
-            raise CaptureRefused(f"the script has put another function in place of torch.{'.'.join(path)}")
+        package, _, path = _get_qualified_name(node.target).partition(".")
+        if package == "torch" and named(path) is not node.target:
+            raise CaptureRefused(f"the script has put another function in place of torch.{path}")
+        name = path.rpartition(".")[2]
         for owner in (torch, nn.functional):  # both: many a function of the latter calls that of the same name
-            if path[-1] in vars(owner):
-                yield (owner, path[-1]), vars(owner)[path[-1]]
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    return getattr(owner, name, None)
+            if name in vars(owner):
+                yield (owner, name), vars(owner)[name]
